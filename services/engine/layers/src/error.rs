@@ -1,0 +1,13 @@
+/// Why a step or a load could not be done.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The checkpoint lacks something or contradicts itself; the message names file and tensor or field.
+    #[error("{0}")]
+    Checkpoint(String),
+    /// The caller broke the contract of the step API.
+    #[error("step: {0}")]
+    Step(String),
+    /// The numbers went wrong (NaN or infinity) or a runtime failed; the message names the place.
+    #[error("compute: {0}")]
+    Compute(String),
+}

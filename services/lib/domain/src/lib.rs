@@ -1,0 +1,20 @@
+//! The words of Janua: requests, prompts, sampling parameters and outputs as plain types, valid by construction.
+//!
+//! Nothing here knows the wire, a model or a runtime. `wire` builds these types from messages and refuses what is invalid;
+//! after that no stage checks again.
+
+mod error;
+mod job;
+mod model;
+mod output;
+mod prompt;
+mod request;
+mod sampling;
+
+pub use error::Invalid;
+pub use job::{Job, Mode};
+pub use model::{CodeGrid, ModelCard};
+pub use output::{Event, FinishReason, Logprob, TokenLogprobs};
+pub use prompt::{Embeddings, Prompt, Segment};
+pub use request::{Input, Message, OutputKind, Part, Role};
+pub use sampling::{ImageFormat, ImageSampling, Sampling};

@@ -1,0 +1,32 @@
+/// A token and the natural logarithm of its probability (after penalties, before temperature and truncation).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Logprob {
+    pub token_id: u32,
+    pub logprob: f32,
+}
+
+/// The log-probabilities at one output position.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenLogprobs {
+    pub chosen: Logprob,
+    /// The most likely tokens, best first.
+    pub top: Vec<Logprob>,
+}
+
+/// Why an output ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// End-of-sentence, a stop string, or a complete image.
+    Stop,
+    /// `max_tokens` or the model's context.
+    Length,
+}
+
+/// What the language model emits for one job: one `Prefilled`, then outputs, then `Finished`.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    Prefilled { prompt_tokens: u32, cached_tokens: u32 },
+    /// A token id (text) or a VQ code (image).
+    Output { id: u32, logprobs: Option<TokenLogprobs> },
+    Finished(FinishReason),
+}

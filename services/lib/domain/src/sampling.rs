@@ -1,0 +1,75 @@
+/// How the next text token is drawn. Every value is in range; see `proto/janua/v1/common.proto` for the ranges.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sampling {
+    /// 0 = greedy.
+    pub temperature: f32,
+    /// 1 = off.
+    pub top_p: f32,
+    /// 0 = off.
+    pub top_k: u32,
+    /// 0 = off.
+    pub min_p: f32,
+    pub seed: u64,
+    /// `None`: as many as the context holds.
+    pub max_tokens: Option<u32>,
+    /// `None`: no log-probabilities; otherwise how many alternatives beside the chosen token.
+    pub top_logprobs: Option<u32>,
+    /// 1 = off.
+    pub repetition_penalty: f32,
+    /// 0 = off.
+    pub frequency_penalty: f32,
+    /// 0 = off.
+    pub presence_penalty: f32,
+    pub ignore_eos: bool,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            seed: 0,
+            max_tokens: None,
+            top_logprobs: None,
+            repetition_penalty: 1.0,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+            ignore_eos: false,
+        }
+    }
+}
+
+impl Sampling {
+    /// Always the most likely token.
+    pub fn greedy() -> Self {
+        Self { temperature: 0.0, ..Self::default() }
+    }
+}
+
+/// How an image is drawn.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ImageSampling {
+    /// `uncond + guidance * (cond - uncond)`.
+    pub guidance: f32,
+    /// 0 = greedy.
+    pub temperature: f32,
+    pub seed: u64,
+}
+
+impl Default for ImageSampling {
+    /// The defaults of Janus (spec: janus.md section 4).
+    fn default() -> Self {
+        Self { guidance: 5.0, temperature: 1.0, seed: 0 }
+    }
+}
+
+/// Encoding of a finished image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ImageFormat {
+    #[default]
+    Png,
+    /// Lossless.
+    WebP,
+}
