@@ -2,7 +2,6 @@
 
 use std::{fs, path::Path};
 
-use prost_build::Config;
 use protox::prost::Message;
 
 const FILES: [&str; 6] = [
@@ -21,10 +20,10 @@ fn generated_code_is_current() {
 
     let scratch = Path::new(env!("CARGO_TARGET_TMPDIR")).join("gen");
     fs::create_dir_all(&scratch).expect("the scratch folder can be made");
-    let mut config = Config::new();
-    config.bytes([".janua.v1"]).out_dir(&scratch);
     tonic_prost_build::configure()
-        .compile_fds_with_config(descriptors.clone(), config)
+        .bytes(".janua.v1")
+        .out_dir(&scratch)
+        .compile_fds(descriptors.clone())
         .expect("code can be generated");
 
     let code = fs::read_to_string(scratch.join("janua.v1.rs")).expect("the generated file is there");
