@@ -1,0 +1,143 @@
+//! Sampling parameters: ranges, defaults, and the way back.
+
+use domain::{ImageFormat, ImageSampling, Invalid, Sampling};
+use proto::v1;
+
+/// Most completions or images that one request may ask for.
+pub const MAX_CHOICES: u32 = 16;
+/// Most alternatives per position that log-probabilities may list.
+pub const MAX_TOP_LOGPROBS: u32 = 20;
+const MAX_STOP_STRINGS: usize = 16;
+const MAX_STOP_BYTES: usize = 256;
+
+/// Text sampling as a client asked for it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TextRequest {
+    /// `seed` holds `given_seed`, or 0.
+    pub sampling: Sampling,
+    pub given_seed: Option<u64>,
+    pub stop: Vec<String>,
+    /// 1..=[`MAX_CHOICES`].
+    pub n: u32,
+}
+
+/// Image sampling as a client asked for it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ImageRequest {
+    /// `seed` holds `given_seed`, or 0.
+    pub sampling: ImageSampling,
+    pub given_seed: Option<u64>,
+    /// 1..=[`MAX_CHOICES`].
+    pub n: u32,
+    /// `None`: no previews.
+    pub preview_every: Option<u32>,
+    pub format: ImageFormat,
+}
+
+/// The `sampling` field of a request; what is absent comes from `defaults`.
+pub fn text(sampling: Option<v1::Sampling>, defaults: &Sampling) -> Result<TextRequest, Invalid> {
+    let s = sampling.unwrap_or_default();
+    let n = s.n.unwrap_or(1);
+    count("sampling.n", n, 1, MAX_CHOICES)?;
+    if let Some(max_tokens) = s.max_tokens {
+        count("sampling.max_tokens", max_tokens, 1, u32::MAX)?;
+    }
+    if let Some(top) = s.top_logprobs {
+        count("sampling.top_logprobs", top, 0, MAX_TOP_LOGPROBS)?;
+    }
+    stop_strings(&s.stop)?;
+    let resolved = Sampling {
+        temperature: real("sampling.temperature", s.temperature, defaults.temperature, 0.0, 100.0)?,
+        top_p: above_zero("sampling.top_p", s.top_p, defaults.top_p, 1.0)?,
+        top_k: s.top_k.unwrap_or(defaults.top_k),
+        min_p: real("sampling.min_p", s.min_p, defaults.min_p, 0.0, 1.0)?,
+        seed: s.seed.unwrap_or(0),
+        max_tokens: s.max_tokens.or(defaults.max_tokens),
+        top_logprobs: s.top_logprobs,
+        repetition_penalty: above_zero("sampling.repetition_penalty", s.repetition_penalty, defaults.repetition_penalty, 10.0)?,
+        frequency_penalty: real("sampling.frequency_penalty", s.frequency_penalty, defaults.frequency_penalty, -2.0, 2.0)?,
+        presence_penalty: real("sampling.presence_penalty", s.presence_penalty, defaults.presence_penalty, -2.0, 2.0)?,
+        ignore_eos: s.ignore_eos,
+    };
+    Ok(TextRequest { sampling: resolved, given_seed: s.seed, stop: s.stop, n })
+}
+
+/// The `image` field of a request; what is absent comes from `defaults`.
+pub fn image(sampling: Option<v1::ImageSampling>, defaults: &ImageSampling) -> Result<ImageRequest, Invalid> {
+    let s = sampling.unwrap_or_default();
+    let n = s.n.unwrap_or(1);
+    count("image.n", n, 1, MAX_CHOICES)?;
+    let resolved = ImageSampling {
+        guidance: real("image.guidance", s.guidance, defaults.guidance, 0.0, 100.0)?,
+        temperature: real("image.temperature", s.temperature, defaults.temperature, 0.0, 100.0)?,
+        seed: s.seed.unwrap_or(0),
+    };
+    let preview_every = s.preview_every.filter(|&every| every > 0);
+    Ok(ImageRequest { sampling: resolved, given_seed: s.seed, n, preview_every, format: format("image.format", s.format)? })
+}
+
+/// An image format; absent means PNG.
+pub fn format(field: &str, value: i32) -> Result<ImageFormat, Invalid> {
+    match v1::ImageFormat::try_from(value) {
+        Ok(v1::ImageFormat::Unspecified | v1::ImageFormat::Png) => Ok(ImageFormat::Png),
+        Ok(v1::ImageFormat::Webp) => Ok(ImageFormat::WebP),
+        Err(_) => Err(Invalid::new(field, format!("{value} is not an ImageFormat"))),
+    }
+}
+
+/// Resolved text sampling for the wire: every field set.
+pub fn to_text(s: &Sampling) -> v1::Sampling {
+    v1::Sampling {
+        temperature: Some(s.temperature),
+        top_p: Some(s.top_p),
+        top_k: Some(s.top_k),
+        min_p: Some(s.min_p),
+        seed: Some(s.seed),
+        max_tokens: s.max_tokens,
+        stop: Vec::new(),
+        top_logprobs: s.top_logprobs,
+        repetition_penalty: Some(s.repetition_penalty),
+        frequency_penalty: Some(s.frequency_penalty),
+        presence_penalty: Some(s.presence_penalty),
+        ignore_eos: s.ignore_eos,
+        n: None,
+    }
+}
+
+/// Resolved image sampling for the wire.
+pub fn to_image(s: &ImageSampling) -> v1::ImageSampling {
+    v1::ImageSampling { guidance: Some(s.guidance), temperature: Some(s.temperature), seed: Some(s.seed), ..v1::ImageSampling::default() }
+}
+
+/// An image format for the wire.
+pub fn to_format(format: ImageFormat) -> v1::ImageFormat {
+    match format {
+        ImageFormat::Png => v1::ImageFormat::Png,
+        ImageFormat::WebP => v1::ImageFormat::Webp,
+    }
+}
+
+fn real(field: &str, value: Option<f32>, default: f32, low: f32, high: f32) -> Result<f32, Invalid> {
+    let value = value.unwrap_or(default);
+    // A NaN is in no range, so it is refused here as well.
+    if (low..=high).contains(&value) { Ok(value) } else { Err(Invalid::new(field, format!("{value} is not in {low}..={high}"))) }
+}
+
+fn above_zero(field: &str, value: Option<f32>, default: f32, high: f32) -> Result<f32, Invalid> {
+    let value = value.unwrap_or(default);
+    if value > 0.0 && value <= high { Ok(value) } else { Err(Invalid::new(field, format!("{value} is not above 0 and at most {high}"))) }
+}
+
+fn count(field: &str, value: u32, low: u32, high: u32) -> Result<(), Invalid> {
+    if (low..=high).contains(&value) { Ok(()) } else { Err(Invalid::new(field, format!("{value} is not in {low}..={high}"))) }
+}
+
+fn stop_strings(stop: &[String]) -> Result<(), Invalid> {
+    if stop.len() > MAX_STOP_STRINGS {
+        return Err(Invalid::new("sampling.stop", format!("{} stop strings, at most {MAX_STOP_STRINGS} are taken", stop.len())));
+    }
+    match stop.iter().position(|s| s.is_empty() || s.len() > MAX_STOP_BYTES) {
+        Some(i) => Err(Invalid::new(format!("sampling.stop[{i}]"), format!("a stop string has 1 to {MAX_STOP_BYTES} bytes"))),
+        None => Ok(()),
+    }
+}

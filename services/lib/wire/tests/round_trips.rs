@@ -1,0 +1,77 @@
+//! What one service sends, the other reads as the same thing.
+#![allow(clippy::unwrap_used)]
+
+use bytes::Bytes;
+use domain::{
+    CodeGrid, Embeddings, Event, FinishReason, ImageSampling, Input, Job, Logprob, Message, Mode, ModelCard, OutputKind, Part, Prompt, Role,
+    Sampling, Segment, TokenLogprobs,
+};
+use wire::{
+    input::InputLimits,
+    tokenizer::{Prepared, PreparedSegment},
+};
+
+fn sampling() -> Sampling {
+    Sampling { temperature: 0.5, top_k: 7, seed: 42, max_tokens: Some(9), top_logprobs: Some(3), ignore_eos: true, ..Sampling::default() }
+}
+
+#[test]
+fn jobs() {
+    let embeddings = Embeddings { width: 2, values: vec![1.0, -2.0, 3.5, 0.0].into() };
+    let prompt = Prompt { segments: vec![Segment::Tokens(vec![1, 2]), Segment::Embeddings(embeddings), Segment::Tokens(vec![3])] };
+    let modes = [
+        Mode::Text { sampling: sampling(), eos_token_ids: vec![5] },
+        Mode::Image { unconditional: prompt.clone(), sampling: ImageSampling { guidance: 2.0, temperature: 0.0, seed: 1 } },
+    ];
+    for mode in modes {
+        let job = Job { prompt: prompt.clone(), mode, emitted: vec![8, 9] };
+        assert_eq!(wire::language::job(wire::language::to_request(&job)).unwrap(), job);
+    }
+}
+
+#[test]
+fn events() {
+    let logprob = Logprob { token_id: 4, logprob: -0.5 };
+    let rows = [
+        Event::Prefilled { prompt_tokens: 10, cached_tokens: 3 },
+        Event::Output { id: 4, logprobs: None },
+        Event::Output { id: 4, logprobs: Some(TokenLogprobs { chosen: logprob, top: vec![logprob] }) },
+        Event::Finished(FinishReason::Length),
+    ];
+    for event in rows {
+        assert_eq!(wire::language::events(wire::language::to_response(event.clone())).unwrap(), [event]);
+    }
+}
+
+#[test]
+fn prepare_carries_everything_but_pixels() {
+    let input = Input::Chat(vec![
+        Message { role: Role::System, parts: vec![Part::Text("s".into())] },
+        Message { role: Role::User, parts: vec![Part::Image(Bytes::from_static(b"png")), Part::Text("q".into())] },
+    ]);
+    let sent = wire::tokenizer::to_prepare_request(&input, OutputKind::Image);
+    let (read, kind) = wire::tokenizer::prepare_request(sent, &InputLimits::default()).unwrap();
+    assert_eq!((read, kind), (wire::input::without_pixels(&input), OutputKind::Image));
+
+    let prepared = Prepared {
+        segments: vec![PreparedSegment::Tokens(vec![1]), PreparedSegment::Image(0)],
+        unconditional: vec![PreparedSegment::Tokens(vec![2])],
+        eos_token_ids: vec![3],
+    };
+    assert_eq!(wire::tokenizer::prepared(wire::tokenizer::to_prepared(prepared.clone())).unwrap(), prepared);
+}
+
+#[test]
+fn cards() {
+    let card = ModelCard {
+        family: "janus".into(),
+        context_length: 4096,
+        vocabulary_size: 102_400,
+        hidden_size: 2048,
+        code_grid: Some(CodeGrid { rows: 24, columns: 24, codebook_size: 16_384 }),
+        tokens_per_image: Some(576),
+        default_sampling: Sampling { temperature: 0.0, ..Sampling::default() },
+        default_image_sampling: ImageSampling::default(),
+    };
+    assert_eq!(wire::model::card(wire::model::to_card(&card)).unwrap(), card);
+}
