@@ -1,0 +1,222 @@
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry as Slot;
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::error::shown;
+use crate::header::Entry;
+use crate::weights::WeightFile;
+use crate::{CheckpointError, TensorView, json};
+
+const CONFIG: &str = "config.json";
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// Rewrites pickled weights, which are programs and not only data, as a safetensors file that this crate reads.
+const CONVERT: &str = concat!(
+    "convert it once with: python3 -c 'import glob,torch,safetensors.torch as s; ",
+    "s.save_file({k:v.clone() for f in sorted(glob.glob(\"pytorch_model*.bin\")) ",
+    "for k,v in torch.load(f,map_location=\"cpu\",weights_only=True).items()},\"model.safetensors\")'"
+);
+
+/// A model folder with its weights mapped into memory. Share it in an `Arc`.
+#[derive(Debug)]
+pub struct Checkpoint {
+    dir: PathBuf,
+    config: Value,
+    model_type: String,
+    files: Vec<Arc<WeightFile>>,
+    tensors: BTreeMap<String, Tensor>,
+}
+
+#[derive(Debug)]
+struct Tensor {
+    /// Index in `Checkpoint::files`.
+    file: usize,
+    entry: Entry,
+}
+
+impl Checkpoint {
+    /// Opens the folder `dir` and checks every weight file's header against its length. Reads no weights yet.
+    pub fn open(dir: &Path) -> Result<Self, CheckpointError> {
+        if !dir.is_dir() {
+            return Err(CheckpointError::file(dir, if dir.exists() { "is not a folder" } else { "no such folder" }));
+        }
+        let config = required_json(dir, CONFIG)?;
+        let model_type = match config.get("model_type").map(|value| (value, value.as_str())) {
+            Some((_, Some(text))) => text.to_owned(),
+            Some((value, None)) => {
+                return Err(field(dir, CONFIG, "model_type", format!("a string expected, {} found", shown(&value.to_string()))));
+            }
+            None => return Err(field(dir, CONFIG, "model_type", "missing")),
+        };
+        let mut checkpoint = Self { dir: dir.to_path_buf(), config, model_type, files: Vec::new(), tensors: BTreeMap::new() };
+        checkpoint.open_weights()?;
+        Ok(checkpoint)
+    }
+
+    /// The folder as it was given to [`Checkpoint::open`].
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// `config.json`.
+    pub fn config(&self) -> &Value {
+        &self.config
+    }
+
+    /// `model_type` of `config.json`.
+    pub fn model_type(&self) -> &str {
+        &self.model_type
+    }
+
+    /// Another JSON file of the folder; `None` when it is absent.
+    pub fn json(&self, file: &str) -> Result<Option<Value>, CheckpointError> {
+        json::read(&self.dir.join(file))
+    }
+
+    /// The part of `config.json` at a JSON pointer (`""` = all of it, `"/text_config"`), as a typed value. Errors name the field.
+    pub fn config_as<T: DeserializeOwned>(&self, pointer: &str) -> Result<T, CheckpointError> {
+        let prefix = pointer.trim_start_matches('/').replace('/', ".");
+        let value = self.config.pointer(pointer).ok_or_else(|| field(&self.dir, CONFIG, &prefix, "missing"))?;
+        serde_path_to_error::deserialize(value).map_err(|error| {
+            let inner = error.path().to_string();
+            let path =
+                [prefix.as_str(), inner.as_str()].into_iter().filter(|part| !part.is_empty() && *part != ".").collect::<Vec<_>>().join(".");
+            field(&self.dir, CONFIG, if path.is_empty() { "." } else { &path }, shown(&error.into_inner().to_string()))
+        })
+    }
+
+    pub fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// The tensor called `name`, or an error that says which one is missing where.
+    pub fn tensor(&self, name: &str) -> Result<TensorView<'_>, CheckpointError> {
+        match self.tensors.get_key_value(name) {
+            Some((name, tensor)) => Ok(self.view(name, tensor)),
+            None => Err(CheckpointError::MissingTensor { dir: self.dir.clone(), name: shown(name) }),
+        }
+    }
+
+    /// The tensor called `name`, which must have exactly this shape.
+    pub fn tensor_shaped(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>, CheckpointError> {
+        let tensor = self.tensor(name)?;
+        if tensor.shape != shape {
+            let reason = format!("wrong shape: {shape:?} expected, {:?} found", tensor.shape);
+            return Err(CheckpointError::tensor(&tensor.file.path, name, reason));
+        }
+        Ok(tensor)
+    }
+
+    /// The names of all tensors, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// Bytes of all tensors together.
+    pub fn total_bytes(&self) -> u64 {
+        self.tensors.values().map(|tensor| (tensor.entry.end - tensor.entry.begin) as u64).sum()
+    }
+
+    /// Every tensor in the order in which a disk reads them fastest.
+    pub(crate) fn in_file_order(&self) -> Vec<TensorView<'_>> {
+        let mut tensors: Vec<_> = self.tensors.iter().collect();
+        tensors.sort_by_key(|(_, tensor)| (tensor.file, tensor.entry.begin));
+        tensors.into_iter().map(|(name, tensor)| self.view(name, tensor)).collect()
+    }
+
+    fn view<'a>(&'a self, name: &'a str, tensor: &'a Tensor) -> TensorView<'a> {
+        let (file, entry) = (&self.files[tensor.file], &tensor.entry);
+        let range = entry.begin..entry.end;
+        TensorView { name, dtype: entry.dtype, shape: &entry.shape, data: &file.bytes()[range.clone()], file, range }
+    }
+
+    /// One file, or the shards that the index names. A single file wins, as in the reference library.
+    fn open_weights(&mut self) -> Result<(), CheckpointError> {
+        if self.dir.join(SINGLE).symlink_metadata().is_ok() {
+            return self.add_file(SINGLE);
+        }
+        if let Some(index) = self.json(INDEX)? {
+            return self.open_shards(&index);
+        }
+        let path = &self.dir;
+        let pickled = std::fs::read_dir(path).into_iter().flatten().flatten().any(|file| is_pickled(&file.file_name().to_string_lossy()));
+        Err(CheckpointError::file(
+            path,
+            if pickled {
+                format!("only pytorch_model*.bin weights, which are not read; {CONVERT}")
+            } else {
+                format!("no weights: neither {SINGLE} nor {INDEX}")
+            },
+        ))
+    }
+
+    fn open_shards(&mut self, index: &Value) -> Result<(), CheckpointError> {
+        let wrong = |reason: String| field(&self.dir, INDEX, "weight_map", reason);
+        let map = index.get("weight_map").ok_or_else(|| wrong("missing".into()))?;
+        let map = map.as_object().ok_or_else(|| wrong("an object expected".into()))?;
+        let mut shards: BTreeMap<&str, Vec<&str>> = BTreeMap::new(); // file -> its tensors
+        for (name, file) in map {
+            let file = file.as_str().filter(|file| is_plain_name(file));
+            let file = file.ok_or_else(|| wrong(format!("tensor {}: the name of a file in this folder expected", shown(name))))?;
+            shards.entry(file).or_default().push(name);
+        }
+        for (file, names) in shards {
+            if !self.dir.join(file).exists() {
+                let reason = format!("names the missing file {} for tensor {}", shown(file), shown(names[0]));
+                return Err(CheckpointError::file(&self.dir.join(INDEX), reason));
+            }
+            self.add_file(file)?;
+            let number = self.files.len() - 1;
+            let lacking = names.into_iter().find(|&name| self.tensors.get(name).is_none_or(|tensor| tensor.file != number));
+            if let Some(name) = lacking {
+                return Err(CheckpointError::tensor(&self.dir.join(file), name, format!("not in this file, though {INDEX} says so")));
+            }
+        }
+        Ok(())
+    }
+
+    fn add_file(&mut self, name: &str) -> Result<(), CheckpointError> {
+        let path = self.dir.join(name);
+        let (file, entries) = WeightFile::open(&path)?;
+        let number = self.files.len();
+        self.files.push(Arc::new(file));
+        for entry in entries {
+            match self.tensors.entry(entry.name.clone()) {
+                Slot::Vacant(slot) => drop(slot.insert(Tensor { file: number, entry })),
+                Slot::Occupied(slot) => {
+                    let first = self.files[slot.get().file].path.display();
+                    return Err(CheckpointError::tensor(&path, &entry.name, format!("duplicate: also in {first}")));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn required_json(dir: &Path, file: &str) -> Result<Value, CheckpointError> {
+    let path = dir.join(file);
+    let value = json::read(&path)?.ok_or_else(|| CheckpointError::file(&path, "missing: is this a model folder?"))?;
+    if !value.is_object() {
+        return Err(CheckpointError::file(&path, "not a JSON object"));
+    }
+    Ok(value)
+}
+
+fn field(dir: &Path, file: &str, field: &str, reason: impl Into<String>) -> CheckpointError {
+    CheckpointError::Field { dir: dir.to_path_buf(), file: file.to_owned(), field: shown(field), reason: reason.into() }
+}
+
+fn is_pickled(name: &str) -> bool {
+    name.starts_with("pytorch_model") && name.ends_with(".bin")
+}
+
+/// An index must not lead out of its folder.
+fn is_plain_name(name: &str) -> bool {
+    let mut components = Path::new(name).components();
+    matches!((components.next(), components.next()), (Some(Component::Normal(part)), None) if part == name)
+}

@@ -1,0 +1,50 @@
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+
+use crate::CheckpointError;
+use crate::header::{self, Entry};
+
+/// One safetensors file, mapped into memory.
+#[derive(Debug)]
+pub(crate) struct WeightFile {
+    /// Where the file really lies, symbolic links resolved.
+    pub path: PathBuf,
+    map: Mmap,
+}
+
+impl WeightFile {
+    /// Maps the file and parses its header. `path` may be a link, as in the Hugging Face cache.
+    pub fn open(path: &Path) -> Result<(Self, Vec<Entry>), CheckpointError> {
+        let refuse = |what: &str, error: std::io::Error| CheckpointError::file(path, format!("{what}: {error}"));
+        let file = File::open(path).map_err(|error| refuse("cannot be opened", error))?;
+        let metadata = file.metadata().map_err(|error| refuse("cannot be read", error))?;
+        if !metadata.is_file() {
+            return Err(CheckpointError::file(path, "is not a file"));
+        }
+        let real = path.canonicalize().map_err(|error| refuse("cannot be resolved", error))?;
+        let map = map(&file).map_err(|error| refuse("cannot be mapped into memory", error))?;
+        let entries = header::parse(path, &map)?;
+        Ok((Self { path: real, map }, entries))
+    }
+
+    /// The whole file.
+    pub fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+
+    /// Tells the system that a range will be read from front to back. Advice only: a refusal changes nothing.
+    pub fn read_ahead(&self, begin: usize, end: usize) {
+        #[cfg(unix)]
+        let _ = self.map.advise_range(memmap2::Advice::WillNeed, begin, end - begin);
+    }
+}
+
+#[allow(unsafe_code)]
+fn map(file: &File) -> std::io::Result<Mmap> {
+    // SAFETY: the map is read-only and private to this crate, so nothing in this process writes through it. Another process could still
+    // change or truncate the file while it is mapped; published weights are written once and replaced by renaming (the old file stays
+    // alive under its map), and whoever edits a served file in place is warned in the README.
+    unsafe { Mmap::map(file) }
+}
