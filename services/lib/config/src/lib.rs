@@ -8,6 +8,7 @@ mod error;
 mod models;
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -90,9 +91,14 @@ impl Config {
         self.models.clone()
     }
 
-    /// Adds the model of a `--model NAME=PATH` flag; a model of the same name gets the new path.
+    /// Adds the model of a `--model` flag, `NAME=PATH` or a path alone, whose last part is then the name. A model of the same name gets the
+    /// new path.
     pub fn add_model(&mut self, flag: &str) -> Result<(), ConfigError> {
-        let model = ModelConfig::parse(flag, &Origin::Flag("--model".to_owned()))?;
+        let origin = Origin::Flag("--model".to_owned());
+        let model = match Path::new(flag).file_name().and_then(OsStr::to_str) {
+            Some(folder) if !flag.contains('=') => ModelConfig::parse(&format!("{folder}={flag}"), &origin)?,
+            _ => ModelConfig::parse(flag, &origin)?,
+        };
         match self.models.iter_mut().find(|known| known.name == model.name) {
             Some(known) => *known = model,
             None => self.models.push(model),
@@ -106,14 +112,14 @@ impl Config {
         for (section, value) in table {
             match value {
                 Value::Array(entries) if section == "models" => self.models = models::from_file(entries, &origin)?,
+                _ if section == "models" => {
+                    return Err(ConfigError::key("models", "", &origin, "a list of tables is expected: [[models]]"));
+                }
                 Value::Table(keys) => {
                     for (key, value) in keys {
                         self.set(&section, key, Raw::Typed(value), origin.clone())?;
                     }
                     self.known(&section, &origin)?;
-                }
-                _ if section == "models" => {
-                    return Err(ConfigError::key("models", "", &origin, "a list of tables is expected: [[models]]"));
                 }
                 _ => {
                     self.known(&section, &origin)?;

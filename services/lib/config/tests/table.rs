@@ -152,7 +152,8 @@ fn models_from_file_variable_and_flag() {
     assert_eq!(names(&config), ["a=x", "b=y"]);
     config.add_model("b=z").unwrap();
     config.add_model("c=w").unwrap();
-    assert_eq!(names(&config), ["a=x", "b=z", "c=w"]);
+    config.add_model("some/tiny/").unwrap();
+    assert_eq!(names(&config), ["a=x", "b=z", "c=w", "tiny=some/tiny/"]);
     assert_eq!(names(&resolve(file, &[("JANUA_MODELS", "d=1,e=2")], &[]).unwrap()), ["d=1", "e=2"]);
 }
 
@@ -170,5 +171,5 @@ fn bad_models_are_named() {
         assert!(error.starts_with(expected), "{error:?} lacks {expected:?}");
     }
     let mut config = Config::default();
-    assert_eq!(config.add_model("tiny").unwrap_err().to_string(), "models: \"tiny\" is not NAME=PATH (from --model)");
+    assert_eq!(config.add_model("/").unwrap_err().to_string(), "models: \"/\" is not NAME=PATH (from --model)");
 }
