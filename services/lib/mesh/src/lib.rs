@@ -1,1 +1,40 @@
-//! placeholder
+//! One gRPC contract over three wires.
+//!
+//! A service author writes a tonic trait impl and hands it to [`Mesh::serve`] in [`Routes`]; a caller builds the generated client
+//! on [`Mesh::channel`]. Whether a function call, a nats-server or an HTTP/2 connection lies between the two is configuration.
+//!
+//! | File | Holds |
+//! |---|---|
+//! | `mesh.rs` | joining, offering, draining |
+//! | `routes.rs`, `health.rs` | what is offered: tonic servers, health and reflection |
+//! | `channel.rs` | the client side of every wire: span, trace context, deadline |
+//! | `call.rs`, `gate.rs` | the server side of every wire: span, deadline, panics, limit, drain |
+//! | `local.rs` | wire `in-process` |
+//! | `direct/` | wire `direct`: HTTP/2, also for clients from outside |
+//!
+//! No other crate knows NATS or HTTP/2.
+
+mod call;
+mod channel;
+mod config;
+mod deadline;
+mod direct;
+mod error;
+mod gate;
+mod health;
+mod local;
+mod mesh;
+mod routes;
+mod target;
+
+pub use channel::Channel;
+pub use config::{MeshConfig, Wire};
+pub use direct::listen;
+pub use error::MeshError;
+pub use mesh::{Mesh, Serving};
+pub use routes::Routes;
+pub use target::Target;
+
+/// The longest gRPC message that services send or take, in bytes. Set it on clients and servers with
+/// `max_decoding_message_size` and `max_encoding_message_size`; tonic's own default for receiving is 4 MiB.
+pub const MAX_MESSAGE_BYTES: usize = 64 << 20;

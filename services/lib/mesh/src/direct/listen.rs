@@ -1,0 +1,134 @@
+//! HTTP/2 in: connections, their settings, and their graceful end.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::SetOnce;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+use tonic::body::Body;
+
+use super::{CONNECTION_WINDOW_BYTES, FRAME_BYTES, STREAM_WINDOW_BYTES};
+use crate::call;
+use crate::config::MeshConfig;
+use crate::error::MeshError;
+use crate::gate::{Gate, Instance};
+use crate::routes::Routes;
+
+/// Calls that one connection may carry at once; an instance's own limit answers with a status before this one makes callers wait.
+const CALLS_PER_CONNECTION: u32 = 4096;
+/// How long a connection may be silent before it is asked for a sign of life, and how long that may take.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// Accepting fails for passing reasons (no file descriptor left): wait so long before the next try.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Serves `routes` to any gRPC client over plain HTTP/2, with the deadlines, spans and limits of the other wires.
+///
+/// After `shutdown` no connection is taken and clients are told to leave; this returns when the last running call has ended.
+/// Dropping the future ends those calls.
+pub async fn listen(listener: TcpListener, routes: Routes, shutdown: impl Future<Output = ()>) -> Result<(), MeshError> {
+    let gate = Gate::new(MeshConfig::default().max_calls);
+    let instance = Arc::new(Instance { table: routes.table()?, gate });
+    let pick: Pick = Arc::new(move |_| Some(instance.clone()));
+    accept(listener, pick, shutdown).await;
+    Ok(())
+}
+
+/// Finds the instance that a request is for by its headers.
+pub(super) type Pick = Arc<dyn Fn(&http::HeaderMap) -> Option<Arc<Instance>> + Send + Sync>;
+
+/// Takes connections until `shutdown`, then lets them end in their own time.
+pub(super) async fn accept(listener: TcpListener, pick: Pick, shutdown: impl Future<Output = ()>) {
+    let leave = CancellationToken::new();
+    let mut connections = JoinSet::new();
+    tokio::pin!(shutdown);
+    loop {
+        let accepted = tokio::select! {
+            () = &mut shutdown => break,
+            accepted = listener.accept() => accepted,
+            // Reaps what has ended, so that the set holds live connections only.
+            Some(_) = connections.join_next() => continue,
+        };
+        match accepted {
+            Ok((socket, peer)) => {
+                connections.spawn(serve(socket, peer, pick.clone(), leave.clone()));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot take a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    leave.cancel();
+    while connections.join_next().await.is_some() {}
+}
+
+/// One connection. It is told to leave when the process stops listening, or when the instance that it is used for withdraws:
+/// HTTP/2's GOAWAY does that without losing a request.
+async fn serve(socket: TcpStream, peer: SocketAddr, pick: Pick, leave: CancellationToken) {
+    // Without it small frames wait for acknowledgements. It fails only on a socket that is dead already.
+    let _ = socket.set_nodelay(true);
+    let used_for = Arc::new(SetOnce::new());
+    let service = service_fn({
+        let used_for = used_for.clone();
+        move |request: http::Request<Incoming>| answer(&pick, &used_for, request)
+    });
+    let connection = settings().serve_connection(TokioIo::new(socket), service);
+    tokio::pin!(connection);
+    let withdrawn = async { used_for.wait().await.gate.withdrawn().await };
+    let ended = tokio::select! {
+        ended = connection.as_mut() => Some(ended),
+        () = leave.cancelled() => None,
+        () = withdrawn => None,
+    };
+    let ended = match ended {
+        Some(ended) => ended,
+        None => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%peer, %error, "a connection broke");
+    }
+}
+
+fn answer(
+    pick: &Pick,
+    used_for: &SetOnce<Arc<Instance>>,
+    request: http::Request<Incoming>,
+) -> impl Future<Output = Result<http::Response<Body>, Infallible>> + use<> {
+    let call = pick(request.headers()).map(|instance| {
+        // Fails on every request but the first: a peer uses one connection for one target.
+        let _ = used_for.set(instance.clone());
+        call::start(&instance.table, &instance.gate, request.map(Body::new))
+    });
+    async {
+        Ok(match call {
+            Some(call) => call.await,
+            None => Status::unavailable("the called target is not offered here").into_http(),
+        })
+    }
+}
+
+fn settings() -> http2::Builder<TokioExecutor> {
+    let mut settings = http2::Builder::new(TokioExecutor::new());
+    settings
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_frame_size(FRAME_BYTES)
+        .max_concurrent_streams(CALLS_PER_CONNECTION)
+        .keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE);
+    settings
+}
