@@ -41,6 +41,11 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
+    /// A value of the right type that the reader of the section cannot work with.
+    pub fn invalid(section: &str, key: &str, reason: impl Into<String>) -> Self {
+        Self::key(section, key, &Origin::Absent, reason)
+    }
+
     pub(crate) fn key(section: &str, key: &str, origin: &Origin, reason: impl Into<String>) -> Self {
         let key = if key.is_empty() { section.to_owned() } else { format!("{section}.{key}") };
         Self::Value { key, reason: reason.into(), origin: origin.clone() }

@@ -66,6 +66,7 @@ pub async fn init(config: &TelemetryConfig, service: &str) -> Result<Guard, Tele
         .with_threads(false)
         .with_target(false)
         .with_tracked_inactivity(false)
+        .with_context_activation(false)
         .with_filter(EnvFilter::new(EXPORTED));
     tracing_subscriber::registry()
         .with(spans)

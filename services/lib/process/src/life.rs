@@ -1,0 +1,73 @@
+use std::process::ExitCode;
+
+use anyhow::{Context, ensure};
+use clap::{Args as _, Command, FromArgMatches};
+use config::{ConfigError, Origin};
+use mesh::{Mesh, MeshConfig, Wire};
+
+use crate::{Args, Host, Offer, ProcessConfig, exit, open_models, serve, until_signal};
+
+/// A usage error, after sysexits.h.
+const USAGE: u8 = 64;
+
+/// Services that read no file of a model.
+const WITHOUT_FILES: [&str; 1] = ["router"];
+/// Services that read all weights of a model.
+const WITH_WEIGHTS: [&str; 1] = ["language"];
+
+/// The whole life of the process of one service: `start` says what it offers.
+pub fn run(service: &'static str, start: impl AsyncFn(&Host) -> anyhow::Result<Vec<Offer>>) -> ExitCode {
+    let program = format!("janua-{service}");
+    let command = Args::augment_args(Command::new(service).bin_name(&program).display_name(&program).version(env!("CARGO_PKG_VERSION")));
+    let args = match command.try_get_matches().and_then(|matches| Args::from_arg_matches(&matches)) {
+        Ok(args) => args,
+        Err(error) => {
+            // Help and version go to stdout and are no error; a closed pipe is not worth another one.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return exit::report(&program, &anyhow::Error::from(error).context("cannot start the runtime")),
+    };
+    match runtime.block_on(live(service, &args, start)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => exit::report(&program, &error),
+    }
+}
+
+async fn live(service: &str, args: &Args, start: impl AsyncFn(&Host) -> anyhow::Result<Vec<Offer>>) -> anyhow::Result<()> {
+    let config = args.load()?;
+    let telemetry = telemetry::init(&config.section("telemetry")?, service).await?;
+    let result = serve_until_signal(service, args, config, start).await;
+    telemetry.shutdown().await;
+    result
+}
+
+async fn serve_until_signal(
+    service: &str,
+    args: &Args,
+    config: config::Config,
+    start: impl AsyncFn(&Host) -> anyhow::Result<Vec<Offer>>,
+) -> anyhow::Result<()> {
+    let process: ProcessConfig = config.section("process")?;
+    let wire: MeshConfig = config.section("mesh")?;
+    if wire.wire == Wire::InProcess {
+        let reason = format!("a process that runs {service} alone needs \"nats\" or \"direct\"");
+        return Err(ConfigError::Value { key: "mesh.wire".to_owned(), reason, origin: Origin::Absent }.into());
+    }
+    let progress = args.progress();
+    let files = !WITHOUT_FILES.contains(&service);
+    let models = if files { open_models(&config, &progress, WITH_WEIGHTS.contains(&service)).await? } else { Vec::new() };
+    let mesh = Mesh::connect(&wire).await.context("cannot join the mesh")?;
+    let host = Host::new(config, mesh, models, progress);
+    let offers = start(&host).await?;
+    ensure!(!offers.is_empty(), "{service} has nothing to serve: none of the configured models needs it");
+    let served = serve(&host.mesh, &host.doors, offers).await?;
+    tracing::info!(service, "serving");
+    until_signal().await?;
+    served.drain(process.grace()).await;
+    tracing::info!(service, "drained");
+    Ok(())
+}
