@@ -8,8 +8,9 @@ use serde_json::Value;
 
 use crate::error::shown;
 use crate::header::Entry;
+use crate::json::read_json;
 use crate::weights::WeightFile;
-use crate::{CheckpointError, TensorView, json};
+use crate::{CheckpointError, TensorView};
 
 const CONFIG: &str = "config.json";
 const SINGLE: &str = "model.safetensors";
@@ -75,7 +76,7 @@ impl Checkpoint {
 
     /// Another JSON file of the folder; `None` when it is absent.
     pub fn json(&self, file: &str) -> Result<Option<Value>, CheckpointError> {
-        json::read(&self.dir.join(file))
+        read_json(&self.dir.join(file))
     }
 
     /// The part of `config.json` at a JSON pointer (`""` = all of it, `"/text_config"`), as a typed value. Errors name the field.
@@ -200,7 +201,7 @@ impl Checkpoint {
 
 fn required_json(dir: &Path, file: &str) -> Result<Value, CheckpointError> {
     let path = dir.join(file);
-    let value = json::read(&path)?.ok_or_else(|| CheckpointError::file(&path, "missing: is this a model folder?"))?;
+    let value = read_json(&path)?.ok_or_else(|| CheckpointError::file(&path, "missing: is this a model folder?"))?;
     if !value.is_object() {
         return Err(CheckpointError::file(&path, "not a JSON object"));
     }

@@ -10,8 +10,8 @@ use crate::error::shown;
 /// No JSON file of a model folder comes near: the index of a 236B model with one tensor per expert has about 4 MB.
 const LARGEST: u64 = 64 << 20; // bytes
 
-/// Reads a JSON file; `None` when there is none.
-pub(crate) fn read(path: &Path) -> Result<Option<Value>, CheckpointError> {
+/// Reads a JSON file of bounded size; `None` when there is none.
+pub fn read_json(path: &Path) -> Result<Option<Value>, CheckpointError> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),

@@ -23,4 +23,5 @@ mod weights;
 pub use dtype::Dtype;
 pub use error::CheckpointError;
 pub use folder::Checkpoint;
+pub use json::read_json;
 pub use tensor::{Location, SharedTensor, TensorView};
