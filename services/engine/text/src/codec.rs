@@ -160,6 +160,9 @@ fn read_tokenizer(path: &Path) -> Result<Tokenizer, TextError> {
         return Err(TextError::file(path, format!("larger than {LARGEST} bytes")));
     }
     let data = std::fs::read(path).map_err(|error| TextError::file(path, one_line(&error)))?;
+    // The tokenizers crate panics on broken JSON in some places, so it only gets to see JSON.
+    serde_json::from_slice::<serde::de::IgnoredAny>(&data)
+        .map_err(|error| TextError::file(path, format!("invalid JSON: {}", one_line(&error))))?;
     let mut tokenizer = Tokenizer::from_bytes(data).map_err(|error| TextError::file(path, one_line(&error)))?;
     if !matches!(tokenizer.get_decoder(), Some(DecoderWrapper::ByteLevel(_))) {
         return Err(TextError::file(path, "field decoder: only ByteLevel is supported"));
