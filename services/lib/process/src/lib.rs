@@ -22,6 +22,6 @@ mod serve;
 pub use args::Args;
 pub use exit::{BadCheckpoint, Unreachable, exit_code, report};
 pub use host::{Host, LoadedModel, open_models};
-pub use life::run;
+pub use life::{run, run_with};
 pub use progress::{Bar, Bars, Lines, Progress, Silent, Unit};
 pub use serve::{Doors, Offer, ProcessConfig, Served, serve, until_signal};

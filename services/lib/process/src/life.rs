@@ -27,11 +27,17 @@ pub fn run(service: &'static str, start: impl AsyncFn(&Host) -> anyhow::Result<V
             return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
         }
     };
+    run_with(service, &args, start)
+}
+
+/// As [`run`], for a program that has read the flags itself.
+pub fn run_with(service: &'static str, args: &Args, start: impl AsyncFn(&Host) -> anyhow::Result<Vec<Offer>>) -> ExitCode {
+    let program = format!("janua-{service}");
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return exit::report(&program, &anyhow::Error::from(error).context("cannot start the runtime")),
     };
-    match runtime.block_on(live(service, &args, start)) {
+    match runtime.block_on(live(service, args, start)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => exit::report(&program, &error),
     }
