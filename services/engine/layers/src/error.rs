@@ -1,5 +1,7 @@
+use checkpoint::CheckpointError;
+
 /// Why a step or a load could not be done.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EngineError {
     /// The checkpoint lacks something or contradicts itself; the message names file and tensor or field.
     #[error("{0}")]
@@ -10,4 +12,10 @@ pub enum EngineError {
     /// The numbers went wrong (NaN or infinity) or a runtime failed; the message names the place.
     #[error("compute: {0}")]
     Compute(String),
+}
+
+impl From<CheckpointError> for EngineError {
+    fn from(error: CheckpointError) -> Self {
+        Self::Checkpoint(error.to_string())
+    }
 }

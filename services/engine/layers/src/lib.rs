@@ -1,9 +1,37 @@
 //! What model families are written in: the step they compute, the backend they compute on, and the layers they share.
+//!
+//! | File | Holds |
+//! |---|---|
+//! | `step.rs` | one forward pass: rows of many sequences, block tables, heads asked for |
+//! | `check.rs` | the contract of a step, checked once before it is computed |
+//! | `model.rs` | [`LanguageModel`], what a scheduler sees of a model, and [`Observer`] |
+//! | `backend.rs` | [`Backend`]: the small set of operations that models are made of |
+//! | `weights.rs` | tensors of a checkpoint by path, shapes and types checked |
+//! | `linear.rs`, `norm.rs`, `rope.rs`, `attention.rs`, `mlp.rs` | layers, written once over the backend |
+//! | `output.rs` | from the rows that want logits to the step's output |
 
+pub mod attention;
+pub mod backend;
+pub mod check;
 pub mod error;
+pub mod linear;
+pub mod mlp;
 pub mod model;
+pub mod norm;
+pub mod output;
+pub mod rope;
 pub mod step;
+pub mod weights;
 
+pub use attention::{Attention, AttentionShape};
+pub use backend::{Attend, Backend, KvShape, Rotation};
+pub use check::Limits;
 pub use error::EngineError;
+pub use linear::Linear;
+pub use mlp::{Projector, SwiGlu};
 pub use model::{LanguageModel, NoObserver, Observer};
+pub use norm::RmsNorm;
+pub use output::observe;
+pub use rope::Rope;
 pub use step::{BLOCK_TOKENS, BlockId, Head, RowInput, Slice, Step, StepOutput};
+pub use weights::Weights;

@@ -1,0 +1,35 @@
+use crate::{Backend, EngineError, Head, Observer, Step, StepOutput};
+
+/// Shows a tensor to an observer that wants to see it.
+pub fn observe<B: Backend>(backend: &B, observer: &mut dyn Observer, name: &str, x: &B::Tensor, width: usize) -> Result<(), EngineError> {
+    if observer.active() {
+        observer.tensor(name, &backend.download(x)?, width);
+    }
+    Ok(())
+}
+
+impl Step {
+    /// The last rows of the slices that want logits of `head`, in order.
+    pub fn rows_wanting(&self, head: Head) -> Vec<usize> {
+        self.slices.iter().filter(|slice| slice.head == Some(head)).map(|slice| slice.rows.end - 1).collect()
+    }
+}
+
+impl StepOutput {
+    /// An output without logits yet.
+    pub fn empty(step: &Step) -> Self {
+        Self { logits: vec![None; step.slices.len()] }
+    }
+
+    /// Hands the rows of `logits` `[rows wanting head, width]` to their slices. Logits that are not finite are an error: nothing can be drawn from them.
+    pub fn fill(&mut self, step: &Step, head: Head, logits: &[f32], width: usize) -> Result<(), EngineError> {
+        let wanting = step.slices.iter().zip(&mut self.logits).enumerate().filter(|(_, (slice, _))| slice.head == Some(head));
+        for ((index, (_, out)), row) in wanting.zip(logits.chunks_exact(width)) {
+            if !row.iter().all(|value| value.is_finite()) {
+                return Err(EngineError::Compute(format!("the logits of slice {index} are not finite ({head:?} head)")));
+            }
+            *out = Some(row.to_vec());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,90 @@
+//! Which family a checkpoint is of, from `config.json` alone.
+
+use std::sync::Arc;
+
+use backend_native::Native;
+use checkpoint::Checkpoint;
+use domain::ModelCard;
+use layers::{Backend, EngineError, LanguageModel};
+
+use crate::{
+    generation,
+    janus::{Janus, JanusConfig, Layout},
+    llama::Llama,
+    text_config::{Fields, TextConfig},
+};
+
+/// How a language model is loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LoadOptions {
+    /// Blocks of the KV cache.
+    pub kv_blocks: usize,
+    /// Threads that a large operation is spread over; 0: one per core that the process may use.
+    pub threads: usize,
+}
+
+/// The families there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Family {
+    Llama,
+    Janus(Layout),
+}
+
+/// Loads the language side of a checkpoint onto the CPU. Weights stay in the mapped files.
+pub fn load_language(checkpoint: &Arc<Checkpoint>, options: &LoadOptions) -> Result<Box<dyn LanguageModel>, EngineError> {
+    load_language_on(&Arc::new(Native::new(options.threads)?), checkpoint, options.kv_blocks)
+}
+
+/// Loads the language side of a checkpoint onto a given backend, with a KV cache of `kv_blocks` blocks.
+pub fn load_language_on<B: Backend>(
+    backend: &Arc<B>,
+    checkpoint: &Checkpoint,
+    kv_blocks: usize,
+) -> Result<Box<dyn LanguageModel>, EngineError> {
+    if kv_blocks == 0 || u32::try_from(kv_blocks).is_err() {
+        return Err(EngineError::Compute(format!("a KV cache of {kv_blocks} blocks cannot be made")));
+    }
+    let card = card(checkpoint)?;
+    Ok(match Family::of(checkpoint)? {
+        Family::Llama => Box::new(Llama::load(backend, checkpoint, card, kv_blocks)?),
+        Family::Janus(layout) => Box::new(Janus::load(backend, checkpoint, layout, card, kv_blocks)?),
+    })
+}
+
+/// What a checkpoint is and can do, without loading weights.
+pub fn card(checkpoint: &Checkpoint) -> Result<ModelCard, EngineError> {
+    let (text, grid, image_tokens) = match Family::of(checkpoint)? {
+        Family::Llama => (TextConfig::read(checkpoint, "")?, None, None),
+        Family::Janus(layout) => {
+            let config = JanusConfig::read(checkpoint, layout)?;
+            (config.text, Some(config.grid), Some(config.image_tokens))
+        }
+    };
+    let (default_sampling, default_image_sampling) = generation::defaults(checkpoint)?;
+    Ok(ModelCard {
+        family: checkpoint.model_type().to_owned(),
+        context_length: text.max_position_embeddings,
+        vocabulary_size: text.vocab_size,
+        hidden_size: text.hidden_size,
+        code_grid: grid,
+        tokens_per_image: image_tokens,
+        default_sampling,
+        default_image_sampling,
+    })
+}
+
+impl Family {
+    fn of(checkpoint: &Checkpoint) -> Result<Self, EngineError> {
+        let has = |field| checkpoint.config().get(field).is_some();
+        match checkpoint.model_type() {
+            "llama" => Ok(Self::Llama),
+            "janus" => Ok(Self::Janus(Layout::Port)),
+            // DeepSeek-VL, Janus and JanusFlow were published under one name; Janus is the one with a VQ tokenizer (spec: vision.md 1).
+            "multi_modality" if has("gen_vision_config") => Ok(Self::Janus(Layout::Original)),
+            other => {
+                let known = "llama, janus, multi_modality with gen_vision_config";
+                Err(Fields { checkpoint, path: "" }.refuse("model_type", format!("{other:?} is not supported (supported: {known})")))
+            }
+        }
+    }
+}
