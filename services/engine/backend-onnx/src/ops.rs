@@ -1,0 +1,119 @@
+//! Layers. Shapes in comments: B images, C channels, H x W positions, N rows, D values a row.
+
+use crate::graph::{Graph, Value, float, int, ints, text};
+
+/// Activation functions of the models here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// With the error function, not the tanh approximation.
+    Gelu,
+    /// The tanh approximation of GELU.
+    GeluTanh,
+    /// `x * sigmoid(x)`, also called swish.
+    Silu,
+}
+
+impl Graph {
+    /// `x [N, in] * weight [out, in]^T + bias [out]` -> `[N, out]`: weights as checkpoints store them.
+    pub fn linear(&mut self, x: &Value, weight: &Value, bias: Option<&Value>) -> Value {
+        let inputs: Vec<&Value> = [Some(x), Some(weight), bias].into_iter().flatten().collect();
+        self.node("Gemm", &inputs, vec![int("transB", 1)])
+    }
+
+    /// Convolution of `x [B, C, H, W]` with `weight [out, C, k, k]`, the same padding on all sides.
+    pub fn conv(&mut self, x: &Value, weight: &Value, bias: Option<&Value>, stride: usize, padding: usize) -> Value {
+        let inputs: Vec<&Value> = [Some(x), Some(weight), bias].into_iter().flatten().collect();
+        self.node("Conv", &inputs, vec![ints("strides", &[stride; 2]), ints("pads", &[padding; 4])])
+    }
+
+    /// Normalises the last dimension.
+    pub fn layer_norm(&mut self, x: &Value, weight: &Value, bias: &Value, epsilon: f32) -> Value {
+        self.node("LayerNormalization", &[x, weight, bias], vec![int("axis", -1), float("epsilon", epsilon)])
+    }
+
+    /// Normalises `groups` equal ranges of channels of `x [B, C, H, W]`, each over its channels and positions; then scale and shift per channel.
+    ///
+    /// Made of InstanceNormalization on `[B, groups, C / groups * H * W]`, for which the runtime has a kernel.
+    pub fn group_norm(&mut self, x: &Value, weight: &Value, bias: &Value, (channels, groups): (usize, usize), epsilon: f32) -> Value {
+        let shape = self.node("Shape", &[x], Vec::new());
+        let grouped = self.ints(&[0, groups as i64, -1]);
+        let grouped = self.node("Reshape", &[x, &grouped], Vec::new()); // [B, groups, C / groups * H * W]
+        let (one, zero) = (self.floats(&[groups], &vec![1.0; groups]), self.floats(&[groups], &vec![0.0; groups]));
+        let normal = self.node("InstanceNormalization", &[&grouped, &one, &zero], vec![float("epsilon", epsilon)]);
+        let normal = self.node("Reshape", &[&normal, &shape], Vec::new()); // [B, C, H, W]
+        let (weight, bias) = (self.reshape(weight, &[channels as i64, 1, 1]), self.reshape(bias, &[channels as i64, 1, 1]));
+        let scaled = self.mul(&normal, &weight);
+        self.add(&scaled, &bias)
+    }
+
+    /// Elementwise, any shape.
+    pub fn activate(&mut self, x: &Value, activation: Activation) -> Value {
+        match activation {
+            Activation::Gelu => self.node("Gelu", &[x], vec![text("approximate", "none")]),
+            Activation::GeluTanh => self.node("Gelu", &[x], vec![text("approximate", "tanh")]),
+            Activation::Silu => {
+                let gate = self.node("Sigmoid", &[x], Vec::new());
+                self.mul(x, &gate)
+            }
+        }
+    }
+
+    /// Full bidirectional attention of `[B, N, heads * d]` queries, keys and values, scale `1 / sqrt(d)` -> `[B, N, heads * d]`.
+    pub fn attention(&mut self, q: &Value, k: &Value, v: &Value, heads: usize) -> Value {
+        self.node("Attention", &[q, k, v], vec![int("q_num_heads", heads as i64), int("kv_num_heads", heads as i64)])
+    }
+
+    /// Sum, with the usual broadcasting.
+    pub fn add(&mut self, a: &Value, b: &Value) -> Value {
+        self.node("Add", &[a, b], Vec::new())
+    }
+
+    /// Product, with the usual broadcasting.
+    pub fn mul(&mut self, a: &Value, b: &Value) -> Value {
+        self.node("Mul", &[a, b], Vec::new())
+    }
+
+    /// The same values in another shape: 0 keeps a dimension, -1 is what remains.
+    pub fn reshape(&mut self, x: &Value, shape: &[i64]) -> Value {
+        let shape = self.ints(shape);
+        self.node("Reshape", &[x, &shape], Vec::new())
+    }
+
+    /// Dimensions in another order.
+    pub fn transpose(&mut self, x: &Value, order: &[usize]) -> Value {
+        self.node("Transpose", &[x], vec![ints("perm", order)])
+    }
+
+    /// Cuts the last dimension into three equal parts.
+    pub fn thirds(&mut self, x: &Value) -> [Value; 3] {
+        self.nodes("Split", &[x], vec![int("axis", -1), int("num_outputs", 3)])
+    }
+
+    /// Rows `ids [..]` of `table [N, D]` -> `[.., D]`. The runtime refuses an id outside the table.
+    pub fn rows(&mut self, table: &Value, ids: &Value) -> Value {
+        self.node("Gather", &[table, ids], vec![int("axis", 0)])
+    }
+
+    /// The first row of each image: `[B, N, D]` -> `[B, D]`.
+    pub fn first_row(&mut self, x: &Value) -> Value {
+        let (start, end, axis) = (self.ints(&[0]), self.ints(&[1]), self.ints(&[1]));
+        let row = self.node("Slice", &[x, &start, &end, &axis], Vec::new()); // [B, 1, D]
+        self.node("Squeeze", &[&row, &axis], Vec::new())
+    }
+
+    /// Divides the last dimension by its Euclidean length, which counts as at least 1e-12.
+    pub fn unit_length(&mut self, x: &Value) -> Value {
+        let axis = self.ints(&[-1]);
+        let length = self.node("ReduceL2", &[x, &axis], vec![int("keepdims", 1)]);
+        let least = self.floats(&[], &[1e-12]);
+        let length = self.node("Max", &[&length, &least], Vec::new());
+        self.node("Div", &[x, &length], Vec::new())
+    }
+
+    /// Doubles height and width of `[B, C, H, W]` by repeating values.
+    pub fn upsample(&mut self, x: &Value) -> Value {
+        let (region, scales) = (Value::none(), self.floats(&[4], &[1.0, 1.0, 2.0, 2.0]));
+        let attributes = vec![text("mode", "nearest"), text("coordinate_transformation_mode", "asymmetric"), text("nearest_mode", "floor")];
+        self.node("Resize", &[x, &region, &scales], attributes)
+    }
+}
