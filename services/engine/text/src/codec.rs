@@ -32,9 +32,14 @@ pub struct TextCodec {
     pub(crate) template: Option<ChatTemplate>,
     /// Whether the model's processor puts its own system prompt before a conversation that has none.
     pub(crate) default_system_prompt: bool,
+    /// Whether text may be cut behind every line feed without changing its ids.
+    lines_are_apart: bool,
     add_bos: bool,
     eos_token_ids: Vec<u32>,
 }
+
+/// Encoding takes some 200 times the size of its text in memory, so long texts are encoded in pieces of this many bytes where lines allow.
+const PIECE: usize = 64 << 10;
 
 impl TextCodec {
     /// Loads the tokenizer of a checkpoint and refuses one that lacks a token which the model's family needs.
@@ -66,6 +71,7 @@ impl TextCodec {
             template: ChatTemplate::find(dir, &config, &tokens)?,
             default_system_prompt: flag(&processor, "use_default_system_prompt"),
             eos_token_ids: eos_token_ids(tokens.eos.id, generation.as_ref(), vocabulary.size()),
+            lines_are_apart: lines_are_apart(&full),
             guard: Guard::new(control),
             full,
             plain,
@@ -84,7 +90,9 @@ impl TextCodec {
     /// As [`TextCodec::encode`], for callers that would rather report a failure of the tokenizer than stop.
     pub fn try_encode(&self, text: &str, bos: bool) -> Result<Vec<u32>, TextError> {
         let mut ids: Vec<u32> = self.bos().filter(|_| bos).into_iter().collect();
-        ids.extend(encode_with(&self.full, text)?);
+        for piece in self.pieces(text) {
+            ids.extend(encode_with(&self.full, piece)?);
+        }
         Ok(ids)
     }
 
@@ -134,6 +142,17 @@ impl TextCodec {
         self.tokens.bos.as_ref().filter(|_| self.add_bos).map(|token| token.id)
     }
 
+    /// `text` cut into pieces that can be encoded one by one: whole lines, about [`PIECE`] bytes, more where a line is longer.
+    pub(crate) fn pieces<'t>(&self, text: &'t str) -> impl Iterator<Item = &'t str> {
+        let mut rest = text;
+        std::iter::from_fn(move || {
+            let end = if self.lines_are_apart { end_of_piece(rest.as_bytes()) } else { rest.len() };
+            let (piece, after) = rest.split_at(end);
+            rest = after;
+            (!piece.is_empty()).then_some(piece)
+        })
+    }
+
     /// Refuses pictures where the tokenizer has no place for them.
     pub(crate) fn check_pictures(&self, parts: &[Part], field: &str, reason: Option<&str>) -> Result<(), Invalid> {
         let reason = reason.or_else(|| self.tokens.image.is_none().then_some("this model cannot see pictures"));
@@ -149,6 +168,25 @@ impl TextCodec {
 pub(crate) fn encode_with(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>, TextError> {
     let encoding = tokenizer.encode_fast(text, false).map_err(|error| TextError::Encode(one_line(&error)))?;
     Ok(encoding.get_ids().to_vec())
+}
+
+/// Where the first piece of `text` ends: behind the last line feed of the first [`PIECE`] bytes, else behind the first one at all.
+fn end_of_piece(text: &[u8]) -> usize {
+    let Some((first, rest)) = text.split_at_checked(PIECE).filter(|(_, rest)| !rest.is_empty()) else { return text.len() };
+    let is_feed = |byte: &u8| *byte == b'\n';
+    let in_first = first.iter().rposition(is_feed).map(|place| place + 1);
+    let behind = || rest.iter().position(is_feed).map(|place| PIECE + place + 1);
+    in_first.or_else(behind).unwrap_or(text.len())
+}
+
+/// The family's tokenizers put every CR and LF in a piece of its own before anything else, so no token spans a line feed and nothing on one
+/// line has an influence on another. An added token with white space in or around it would be an exception.
+fn lines_are_apart(full: &Tokenizer) -> bool {
+    let pre_tokenizer = serde_json::to_value(full.get_pre_tokenizer()).unwrap_or_default();
+    let first = &pre_tokenizer["pretokenizers"][0];
+    let isolates = first["type"] == "Split" && first["behavior"] == "Isolated" && first["invert"] == false;
+    let feeds = isolates && ["[\r\n]", r"[\r\n]"].iter().any(|regex| first["pattern"]["Regex"] == *regex);
+    feeds && !full.get_added_tokens_decoder().values().any(|token| token.lstrip || token.rstrip || token.content.contains('\n'))
 }
 
 fn read_tokenizer(path: &Path) -> Result<Tokenizer, TextError> {

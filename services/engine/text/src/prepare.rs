@@ -103,12 +103,12 @@ impl TextCodec {
             match part {
                 Part::Text(more) => text.push_str(more),
                 Part::Image(_) => {
-                    prompt.ids(&encode_with(&self.full, &std::mem::take(&mut text))?);
+                    prompt.ids(&self.try_encode(&std::mem::take(&mut text), false)?);
                     self.picture(prompt);
                 }
             }
         }
-        prompt.ids(&encode_with(&self.full, &text)?);
+        prompt.ids(&self.try_encode(&text, false)?);
         if bos {
             self.begin(prompt);
         }
@@ -119,12 +119,14 @@ impl TextCodec {
     /// taken out. The text between two control tokens is encoded as a whole, since a token may span content and template.
     fn encode_protected(&self, rendered: &str, mark: Mark, prompt: &mut Assembly) -> Result<(), TextError> {
         let image = self.tokens.image.as_ref().map(|token| token.id);
-        let split = self.full.get_added_vocabulary().extract_and_normalize(self.full.get_normalizer(), rendered);
-        for (text, _, tokens) in split.get_splits(OffsetReferential::Normalized, OffsetType::None) {
-            match tokens.as_ref().and_then(|tokens| tokens.first()) {
-                Some(token) if Some(token.id) == image => self.picture(prompt),
-                Some(token) => prompt.ids(&[token.id]),
-                None => prompt.ids(&encode_with(&self.plain, &mark.lift(text))?),
+        for piece in self.pieces(rendered) {
+            let split = self.full.get_added_vocabulary().extract_and_normalize(self.full.get_normalizer(), piece);
+            for (text, _, tokens) in split.get_splits(OffsetReferential::Normalized, OffsetType::None) {
+                match tokens.as_ref().and_then(|tokens| tokens.first()) {
+                    Some(token) if Some(token.id) == image => self.picture(prompt),
+                    Some(token) => prompt.ids(&[token.id]),
+                    None => prompt.ids(&encode_with(&self.plain, &mark.lift(text))?),
+                }
             }
         }
         Ok(())

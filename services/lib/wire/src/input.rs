@@ -27,7 +27,10 @@ pub fn chat(conversation: v1::Conversation, limits: &InputLimits) -> Result<Inpu
         return Err(Invalid::new("chat.messages", "a conversation needs at least one message"));
     }
     if conversation.messages.len() > limits.messages {
-        return Err(Invalid::new("chat.messages", format!("{} messages, at most {} are taken", conversation.messages.len(), limits.messages)));
+        return Err(Invalid::new(
+            "chat.messages",
+            format!("{} messages, at most {} are taken", conversation.messages.len(), limits.messages),
+        ));
     }
     let messages = conversation
         .messages
@@ -58,7 +61,8 @@ pub fn generate(input: Option<v1::generate_request::Input>, limits: &InputLimits
 
 /// A conversation for the wire.
 pub fn to_conversation(messages: &[Message]) -> v1::Conversation {
-    let messages = messages.iter().map(|message| v1::Message { role: to_role(message.role).into(), parts: to_parts(&message.parts) }).collect();
+    let messages =
+        messages.iter().map(|message| v1::Message { role: to_role(message.role).into(), parts: to_parts(&message.parts) }).collect();
     v1::Conversation { messages }
 }
 

@@ -8,10 +8,9 @@ use crate::{sampling, vision};
 /// `LanguageRequest` from the wire.
 pub fn job(request: v1::LanguageRequest) -> Result<Job, Invalid> {
     let mode = match request.mode {
-        Some(v1::language_request::Mode::Text(text)) => Mode::Text {
-            sampling: sampling::text(text.sampling, &Sampling::default())?.sampling,
-            eos_token_ids: text.eos_token_ids,
-        },
+        Some(v1::language_request::Mode::Text(text)) => {
+            Mode::Text { sampling: sampling::text(text.sampling, &Sampling::default())?.sampling, eos_token_ids: text.eos_token_ids }
+        }
         Some(v1::language_request::Mode::Image(image)) => Mode::Image {
             unconditional: prompt(image.unconditional, "image.unconditional")?,
             sampling: sampling::image(image.sampling, &ImageSampling::default())?.sampling,
@@ -91,11 +90,7 @@ fn outputs(outputs: v1::Outputs) -> Result<Vec<Event>, Invalid> {
         return Err(Invalid::new("outputs.logprobs", format!("{} entries for {} ids", outputs.logprobs.len(), outputs.ids.len())));
     }
     let mut logprobs = outputs.logprobs.into_iter();
-    outputs
-        .ids
-        .into_iter()
-        .map(|id| Ok(Event::Output { id, logprobs: logprobs.next().map(token_logprobs).transpose()? }))
-        .collect()
+    outputs.ids.into_iter().map(|id| Ok(Event::Output { id, logprobs: logprobs.next().map(token_logprobs).transpose()? })).collect()
 }
 
 fn token_logprobs(message: v1::TokenLogprobs) -> Result<TokenLogprobs, Invalid> {

@@ -45,7 +45,7 @@ pub fn text(sampling: Option<v1::Sampling>, defaults: &Sampling) -> Result<TextR
     if let Some(top) = s.top_logprobs {
         count("sampling.top_logprobs", top, 0, MAX_TOP_LOGPROBS)?;
     }
-    stop_strings(&s.stop)?;
+    stop_strings("sampling.stop", &s.stop)?;
     let resolved = Sampling {
         temperature: real("sampling.temperature", s.temperature, defaults.temperature, 0.0, 100.0)?,
         top_p: above_zero("sampling.top_p", s.top_p, defaults.top_p, 1.0)?,
@@ -132,12 +132,13 @@ fn count(field: &str, value: u32, low: u32, high: u32) -> Result<(), Invalid> {
     if (low..=high).contains(&value) { Ok(()) } else { Err(Invalid::new(field, format!("{value} is not in {low}..={high}"))) }
 }
 
-fn stop_strings(stop: &[String]) -> Result<(), Invalid> {
+/// Refuses too many stop strings, and ones that are empty or too long.
+pub fn stop_strings(field: &str, stop: &[String]) -> Result<(), Invalid> {
     if stop.len() > MAX_STOP_STRINGS {
-        return Err(Invalid::new("sampling.stop", format!("{} stop strings, at most {MAX_STOP_STRINGS} are taken", stop.len())));
+        return Err(Invalid::new(field, format!("{} stop strings, at most {MAX_STOP_STRINGS} are taken", stop.len())));
     }
     match stop.iter().position(|s| s.is_empty() || s.len() > MAX_STOP_BYTES) {
-        Some(i) => Err(Invalid::new(format!("sampling.stop[{i}]"), format!("a stop string has 1 to {MAX_STOP_BYTES} bytes"))),
+        Some(i) => Err(Invalid::new(format!("{field}[{i}]"), format!("a stop string has 1 to {MAX_STOP_BYTES} bytes"))),
         None => Ok(()),
     }
 }

@@ -1,9 +1,10 @@
 //! Messages of the Tokenizer service.
 
+use bytes::Bytes;
 use domain::{Input, Invalid, OutputKind};
 use proto::v1;
 
-use crate::{input, input::InputLimits};
+use crate::{input, input::InputLimits, sampling};
 
 /// A piece of a prepared prompt: token ids, or the place of a picture.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,6 +61,46 @@ pub fn to_prepared(prepared: Prepared) -> v1::PrepareResponse {
         unconditional: to_segments(prepared.unconditional),
         eos_token_ids: prepared.eos_token_ids,
     }
+}
+
+/// What a detokenising stream may be asked: first `Open`, then `Tokens`.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Detokenize {
+    /// The stop strings.
+    Open(Vec<String>),
+    Tokens {
+        ids: Vec<u32>,
+        /// One entry per id, or none; see [`with_bytes`].
+        logprobs: Vec<v1::TokenLogprobs>,
+        last: bool,
+    },
+}
+
+/// `DetokenizeRequest` from the wire.
+pub fn detokenize(request: v1::DetokenizeRequest) -> Result<Detokenize, Invalid> {
+    match request.request {
+        Some(v1::detokenize_request::Request::Open(open)) => {
+            sampling::stop_strings("open.stop", &open.stop)?;
+            Ok(Detokenize::Open(open.stop))
+        }
+        Some(v1::detokenize_request::Request::Tokens(v1::DetokenizeTokens { ids, logprobs, last })) => {
+            if !logprobs.is_empty() && logprobs.len() != ids.len() {
+                return Err(Invalid::new("tokens.logprobs", format!("{} entries for {} ids", logprobs.len(), ids.len())));
+            }
+            Ok(Detokenize::Tokens { ids, logprobs, last })
+        }
+        None => Err(Invalid::new("request", "one of `open` and `tokens` is needed")),
+    }
+}
+
+/// Log-probabilities with the bytes of every token filled in.
+pub fn with_bytes(mut logprobs: Vec<v1::TokenLogprobs>, bytes: impl Fn(u32) -> Bytes) -> Vec<v1::TokenLogprobs> {
+    for position in &mut logprobs {
+        for entry in position.chosen.iter_mut().chain(&mut position.top) {
+            entry.bytes = bytes(entry.token_id);
+        }
+    }
+    logprobs
 }
 
 fn segments(segments: Vec<v1::PreparedSegment>, field: &str) -> Result<Vec<PreparedSegment>, Invalid> {

@@ -3,8 +3,8 @@
 
 use bytes::Bytes;
 use domain::{
-    CodeGrid, Embeddings, Event, FinishReason, ImageSampling, Input, Job, Logprob, Message, Mode, ModelCard, OutputKind, Part, Prompt, Role,
-    Sampling, Segment, TokenLogprobs,
+    CodeGrid, Embeddings, Event, FinishReason, ImageSampling, Input, Job, Logprob, Message, Mode, ModelCard, OutputKind, Part, Prompt,
+    Role, Sampling, Segment, TokenLogprobs,
 };
 use wire::{
     input::InputLimits,
