@@ -135,10 +135,10 @@ mod tests {
             ("row 2: embedding row 0 holds NaN", &LIMITS, &|step| step.rows[2] = embedding(vec![0.0, f32::NAN], 0)),
             ("slice 1: rows 1..3 do not follow row 2", &LIMITS, &|step| step.slices[1].rows = 1..3),
             ("slice 1: rows 2..2 do not follow row 2", &LIMITS, &|step| step.slices[1].rows = 2..2),
-            ("slices cover 2 of 3 rows", &LIMITS, &|step| drop(step.slices.pop())),
+            ("slices cover 2 of 3 rows", &LIMITS, &|step| step.slices.truncate(1)),
             ("slice 0: position 64 of 64", &LIMITS, &|step| step.slices[0].start = 63),
             ("slice 0: position", &LIMITS, &|step| step.slices[0].start = usize::MAX),
-            ("slice 0: 1 blocks do not cover 17 positions", &LIMITS, &|step| drop(step.slices[0].blocks.pop())),
+            ("slice 0: 1 blocks do not cover 17 positions", &LIMITS, &|step| step.slices[0].blocks.truncate(1)),
             ("slice 1: block 8 of 8", &LIMITS, &|step| step.slices[1].blocks[0] = 8),
             ("slice 1: block 7 is written twice", &LIMITS, &|step| step.slices[1].blocks[0] = 7),
         ];

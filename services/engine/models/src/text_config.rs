@@ -70,6 +70,7 @@ impl TextConfig {
         let at = Fields { checkpoint, path: pointer.trim_start_matches('/') };
         let hidden_size = at.size("hidden_size", written.hidden_size, 4096, MOST_UNITS)?;
         let heads = at.size("num_attention_heads", written.num_attention_heads, 32, MOST_UNITS)?;
+        let head_dim = at.head_dim(written.head_dim, hidden_size, heads)?;
         let kv_heads = at.size("num_key_value_heads", written.num_key_value_heads, heads, MOST_UNITS)?;
         if !heads.is_multiple_of(kv_heads) {
             return Err(at.refuse("num_key_value_heads", format!("{kv_heads} does not divide num_attention_heads {heads}")));
@@ -85,7 +86,7 @@ impl TextConfig {
             num_hidden_layers: at.size("num_hidden_layers", written.num_hidden_layers, 32, MOST_LAYERS)?,
             num_attention_heads: heads,
             num_key_value_heads: kv_heads,
-            head_dim: at.head_dim(written.head_dim, hidden_size, heads)?,
+            head_dim,
             vocab_size: at.size("vocab_size", written.vocab_size, 32_000, MOST_ROWS)?,
             max_position_embeddings: at.size("max_position_embeddings", written.max_position_embeddings, 2048, MOST_ROWS)?,
             rms_norm_eps: at.positive("rms_norm_eps", written.rms_norm_eps, 1e-6)? as f32,
