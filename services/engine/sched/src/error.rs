@@ -1,0 +1,29 @@
+use domain::Invalid;
+
+/// Why a job was not taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SubmitError {
+    /// As many jobs wait as may.
+    #[error("the queue is full: {limit} jobs are waiting")]
+    QueueFull { limit: usize },
+    /// Prompt and shortest possible output do not fit, in the model's context or in the KV cache.
+    #[error("the prompt takes {prompt} positions and its output at least {output}, but only {context} are there")]
+    TooLong { prompt: usize, output: usize, context: usize },
+    /// The job contradicts itself or the model.
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+    /// The engine has been stopped, or its model has crashed.
+    #[error("the engine has stopped")]
+    Stopped,
+}
+
+/// Why a job ended without finishing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum JobError {
+    /// The engine was stopped, or its model has crashed in another job's step.
+    #[error("the engine has stopped")]
+    Stopped,
+    /// The model failed on this job, or its logits were no numbers.
+    #[error("{0}")]
+    Compute(String),
+}

@@ -1,0 +1,195 @@
+//! From logits to an output: pure functions.
+//!
+//! Order for text: penalties (repetition, then frequency and presence), log-probabilities, temperature, top_k, min_p, top_p, draw.
+//! top_k and min_p keep the same tokens in either order; top_p counts the probabilities of the tokens that those two have left, scaled to
+//! add up to one. Between equal logits the lowest id counts as the more likely. For images: guidance, temperature, draw.
+//!
+//! The draw at output `index` of a job depends on its seed and `index` alone, so neither batching nor resuming a job elsewhere changes it.
+
+use std::{
+    cmp::Ordering,
+    collections::{HashMap, HashSet},
+};
+
+use domain::{ImageSampling, Logprob, Sampling, TokenLogprobs};
+use rand_chacha::ChaCha8Rng;
+use rand_core::{RngCore, SeedableRng};
+
+/// The logits hold a NaN, or no largest finite value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the model's logits are not finite numbers")]
+pub struct NotFinite;
+
+/// What penalties need to know of the tokens so far. Stays empty while no penalty is on.
+#[derive(Debug, Clone, Default)]
+pub struct History {
+    prompt: HashSet<u32>,
+    /// How often each token stands in the output.
+    counts: HashMap<u32, u32>,
+}
+
+impl History {
+    /// A history that begins with a prompt.
+    pub fn new(sampling: &Sampling, prompt: impl IntoIterator<Item = u32>) -> Self {
+        let prompt = if penalises(sampling) { prompt.into_iter().collect() } else { HashSet::new() };
+        Self { prompt, counts: HashMap::new() }
+    }
+
+    /// Count an output.
+    pub fn push(&mut self, sampling: &Sampling, id: u32) {
+        if penalises(sampling) {
+            *self.counts.entry(id).or_default() += 1;
+        }
+    }
+}
+
+/// Draw the text token at output position `index`. `logits` `[vocabulary]` are penalised in place.
+pub fn text(logits: &mut [f32], sampling: &Sampling, history: &History, index: u64) -> Result<(u32, Option<TokenLogprobs>), NotFinite> {
+    penalise(logits, sampling, history);
+    let best = argmax(logits)?;
+    let id = if sampling.temperature == 0.0 {
+        best
+    } else {
+        let mut weights = weights(logits, best, sampling.temperature);
+        truncate(logits, &mut weights, sampling);
+        draw(&weights, uniform(sampling.seed, index))
+    };
+    Ok((id, sampling.top_logprobs.map(|top| logprobs(logits, best, id, top as usize))))
+}
+
+/// Draw the code at output position `index`. `conditional` `[codes]` becomes the guided logits.
+pub fn code(conditional: &mut [f32], unconditional: &[f32], sampling: &ImageSampling, index: u64) -> Result<u32, NotFinite> {
+    for (c, &u) in conditional.iter_mut().zip(unconditional) {
+        *c = u + sampling.guidance * (*c - u);
+    }
+    let best = argmax(conditional)?;
+    if sampling.temperature == 0.0 {
+        return Ok(best);
+    }
+    Ok(draw(&weights(conditional, best, sampling.temperature), uniform(sampling.seed, index)))
+}
+
+/// The number in [0, 1) that decides output `index` of a job with this seed.
+pub fn uniform(seed: u64, index: u64) -> f64 {
+    let mut key = [0; 32];
+    key[..8].copy_from_slice(&seed.to_le_bytes());
+    let mut generator = ChaCha8Rng::from_seed(key);
+    generator.set_word_pos(u128::from(index) * 2);
+    (generator.next_u64() >> 11) as f64 / (1u64 << 53) as f64
+}
+
+fn penalises(s: &Sampling) -> bool {
+    s.repetition_penalty != 1.0 || s.frequency_penalty != 0.0 || s.presence_penalty != 0.0
+}
+
+fn penalise(logits: &mut [f32], sampling: &Sampling, history: &History) {
+    let mut repeated = |id: u32| {
+        if let Some(logit) = logits.get_mut(id as usize) {
+            *logit = if *logit > 0.0 { *logit / sampling.repetition_penalty } else { *logit * sampling.repetition_penalty };
+        }
+    };
+    if sampling.repetition_penalty != 1.0 {
+        history.prompt.iter().for_each(|&id| repeated(id));
+        history.counts.keys().filter(|id| !history.prompt.contains(id)).for_each(|&id| repeated(id));
+    }
+    for (&id, &count) in &history.counts {
+        if let Some(logit) = logits.get_mut(id as usize) {
+            *logit -= sampling.frequency_penalty * count as f32 + sampling.presence_penalty;
+        }
+    }
+}
+
+/// The lowest id among the largest logits. Some logits may be negative infinity (ruled out), not all.
+fn argmax(logits: &[f32]) -> Result<u32, NotFinite> {
+    let (mut best, mut largest) = (0, f32::NEG_INFINITY);
+    for (id, &logit) in logits.iter().enumerate() {
+        if logit.is_nan() {
+            return Err(NotFinite);
+        }
+        if logit > largest {
+            (best, largest) = (id, logit);
+        }
+    }
+    if largest.is_finite() { Ok(best as u32) } else { Err(NotFinite) }
+}
+
+/// Unscaled probabilities `[ids]`: 1 for the most likely id `best`.
+fn weights(logits: &[f32], best: u32, temperature: f32) -> Vec<f32> {
+    let largest = logits[best as usize];
+    logits.iter().map(|logit| ((logit - largest) / temperature).exp()).collect()
+}
+
+/// Set the weights to zero that top_k, min_p and top_p rule out.
+fn truncate(logits: &[f32], weights: &mut [f32], sampling: &Sampling) {
+    let top_k = if sampling.top_k == 0 { usize::MAX } else { sampling.top_k as usize };
+    if top_k >= weights.len() && sampling.min_p <= 0.0 && sampling.top_p >= 1.0 {
+        return;
+    }
+    let mut kept: Vec<u32> = (0..weights.len() as u32).filter(|&id| weights[id as usize] >= sampling.min_p).collect();
+    if top_k < kept.len() {
+        best_first(&mut kept, top_k, logits);
+        kept.truncate(top_k);
+    }
+    if sampling.top_p < 1.0 {
+        nucleus(&mut kept, logits, weights, sampling.top_p);
+    }
+    let mut truncated = vec![0.0; weights.len()];
+    kept.into_iter().for_each(|id| truncated[id as usize] = weights[id as usize]);
+    weights.copy_from_slice(&truncated);
+}
+
+/// Keep the smallest set of the most likely ids whose share of all kept weights reaches `top_p`.
+fn nucleus(kept: &mut Vec<u32>, logits: &[f32], weights: &[f32], top_p: f32) {
+    let weight = |id: &u32| f64::from(weights[*id as usize]);
+    let enough = f64::from(top_p) * kept.iter().map(weight).sum::<f64>();
+    // The nucleus is small as a rule, so only as many ids as needed are put in order.
+    let mut ordered = 128;
+    loop {
+        ordered = kept.len().min(ordered * 4);
+        best_first(kept, ordered, logits);
+        let mut sum = 0.0;
+        let reached = kept[..ordered].iter().position(|id| {
+            sum += weight(id);
+            sum >= enough
+        });
+        match reached {
+            Some(last) => return kept.truncate(last + 1),
+            None if ordered == kept.len() => return,
+            None => {}
+        }
+    }
+}
+
+/// Put the `count` most likely ids first, in order.
+fn best_first(ids: &mut [u32], count: usize, logits: &[f32]) {
+    let likelier = |a: &u32, b: &u32| -> Ordering { logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b)) };
+    if count < ids.len() {
+        ids.select_nth_unstable_by(count, likelier);
+    }
+    ids[..count].sort_unstable_by(likelier);
+}
+
+/// The id on which `uniform` in [0, 1) falls when the weights are laid end to end in the order of ids.
+fn draw(weights: &[f32], uniform: f64) -> u32 {
+    let target = uniform * weights.iter().map(|&w| f64::from(w)).sum::<f64>();
+    let (mut sum, mut last) = (0.0, 0);
+    for (id, &weight) in weights.iter().enumerate().filter(|(_, w)| **w > 0.0) {
+        sum += f64::from(weight);
+        last = id as u32;
+        if sum > target {
+            break;
+        }
+    }
+    last
+}
+
+/// Log-probabilities of `chosen` and of the `top` most likely ids; `best` is the most likely one.
+fn logprobs(logits: &[f32], best: u32, chosen: u32, top: usize) -> TokenLogprobs {
+    let largest = f64::from(logits[best as usize]);
+    let normaliser = largest + logits.iter().map(|&l| (f64::from(l) - largest).exp()).sum::<f64>().ln();
+    let entry = |id: u32| Logprob { token_id: id, logprob: (f64::from(logits[id as usize]) - normaliser) as f32 };
+    let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
+    let top = top.min(ids.len());
+    best_first(&mut ids, top, logits);
+    TokenLogprobs { chosen: entry(chosen), top: ids[..top].iter().map(|&id| entry(id)).collect() }
+}

@@ -1,0 +1,270 @@
+//! Which rows the next step computes.
+
+use layers::StepOutput;
+
+use crate::{
+    EngineConfig, EngineStats, JobError,
+    plan::{Part, Plan},
+    pool::BlockPool,
+    task::Task,
+};
+
+/// Smallest share of a step that a prefilling task is given while there is room: smaller chunks cost more per row.
+const MIN_CHUNK: usize = 32;
+/// Rows that any task can make progress with: one for each sequence of a pair.
+const PAIR: usize = 2;
+
+/// All tasks of an engine and the blocks they hold.
+#[derive(Debug)]
+pub(crate) struct Scheduler {
+    config: EngineConfig,
+    pool: BlockPool,
+    /// Tasks that hold blocks, oldest first.
+    running: Vec<Task>,
+    /// Tasks that hold none, oldest first: new ones, and those that were preempted.
+    waiting: Vec<Task>,
+    /// Counts turns, see [`Task::turn`].
+    turns: u64,
+    counters: EngineStats,
+}
+
+impl Scheduler {
+    pub fn new(config: EngineConfig, kv_blocks: usize) -> Self {
+        let (running, waiting) = (Vec::new(), Vec::new());
+        Self { config, pool: BlockPool::new(kv_blocks), running, waiting, turns: 0, counters: EngineStats::default() }
+    }
+
+    /// Let a new task wait its turn.
+    pub fn enqueue(&mut self, task: Task) {
+        insert(&mut self.waiting, task);
+    }
+
+    /// The next step; `None` when no task can go on before something happens outside.
+    pub fn plan(&mut self) -> Option<Plan> {
+        self.drop_cancelled();
+        self.grow();
+        self.admit();
+        let plan = self.fill();
+        (!plan.parts.is_empty()).then_some(plan)
+    }
+
+    /// A plan was computed: store its progress, draw and deliver outputs.
+    pub fn commit(&mut self, plan: &Plan, mut output: StepOutput) {
+        self.counters.steps += 1;
+        self.counters.rows += plan.step.rows.len() as u64;
+        output.logits.resize_with(plan.step.slices.len(), || None);
+        for part in &plan.parts {
+            let logits = output.logits[part.slices.clone()].iter_mut().filter_map(Option::take).collect();
+            self.commit_part(part, logits);
+        }
+    }
+
+    /// A plan could not be computed: its tasks end with the error.
+    pub fn fail(&mut self, plan: &Plan, error: &JobError) {
+        for part in &plan.parts {
+            self.fail_task(part.order, error.clone());
+        }
+    }
+
+    /// End every task.
+    pub fn stop(&mut self) {
+        for mut task in self.running.drain(..).chain(self.waiting.drain(..)) {
+            task.release(&mut self.pool);
+            task.outlet.fail(JobError::Stopped);
+        }
+    }
+
+    pub fn stats(&mut self) -> EngineStats {
+        EngineStats {
+            running: self.running.len(),
+            paused: self.running.iter_mut().map(|task| usize::from(task.outlet.is_paused())).sum(),
+            waiting: self.waiting.len(),
+            blocks: self.pool.total(),
+            free_blocks: self.pool.free(),
+            cached_blocks: self.pool.cached(),
+            ..self.counters
+        }
+    }
+
+    fn commit_part(&mut self, part: &Part, logits: Vec<Vec<f32>>) {
+        let Ok(index) = self.running.binary_search_by_key(&part.order, |task| task.order) else { return };
+        let task = &mut self.running[index];
+        for (sequence, &rows) in part.rows.iter().enumerate() {
+            task.advance(sequence, rows, &mut self.pool);
+        }
+        if !part.samples {
+            return;
+        }
+        match task.advance_output(logits) {
+            Ok(reason) => {
+                self.counters.outputs += 1;
+                if let Some(reason) = reason {
+                    self.remove(index).outlet.finish(reason);
+                }
+            }
+            Err(error) => self.fail_task(part.order, error),
+        }
+    }
+
+    fn fail_task(&mut self, order: u64, error: JobError) {
+        if let Ok(index) = self.running.binary_search_by_key(&order, |task| task.order) {
+            self.counters.failed += 1;
+            self.remove(index).outlet.fail(error);
+        }
+    }
+
+    /// Take a running task out and its blocks back.
+    fn remove(&mut self, index: usize) -> Task {
+        let mut task = self.running.remove(index);
+        task.release(&mut self.pool);
+        task
+    }
+
+    fn drop_cancelled(&mut self) {
+        let before = self.running.len() + self.waiting.len();
+        for index in (0..self.running.len()).rev() {
+            if self.running[index].outlet.is_closed() {
+                self.remove(index);
+            }
+        }
+        self.waiting.retain(|task| !task.outlet.is_closed());
+        self.counters.cancelled += (before - self.running.len() - self.waiting.len()) as u64;
+    }
+
+    /// Give every task that is about to decode past its last block another one, oldest first; the youngest pay when there is none.
+    fn grow(&mut self) {
+        let mut index = 0;
+        while index < self.running.len() {
+            let missing = self.running[index].missing_blocks();
+            if missing <= self.pool.available() {
+                self.running[index].grow(&mut self.pool);
+                index += 1;
+                continue;
+            }
+            let victim = self.victim().unwrap_or(index);
+            self.preempt(victim);
+            // A paused victim may be older: then this task has moved down by one.
+            index -= usize::from(victim < index);
+        }
+    }
+
+    /// The task to preempt: the youngest whose reader is behind, else the youngest.
+    fn victim(&mut self) -> Option<usize> {
+        self.running.iter_mut().rposition(|task| task.outlet.is_paused()).or(self.running.len().checked_sub(1))
+    }
+
+    fn preempt(&mut self, index: usize) {
+        let task = self.remove(index);
+        self.counters.preemptions += 1;
+        insert(&mut self.waiting, task);
+    }
+
+    /// Let waiting tasks in, oldest first, as long as there is room. Nobody overtakes a task that is only too big for now.
+    fn admit(&mut self) {
+        let mut index = 0;
+        while index < self.waiting.len() {
+            // A preempted task whose reader is behind has nothing to do here yet.
+            if self.waiting[index].outlet.is_paused() {
+                index += 1;
+                continue;
+            }
+            if self.fits(index) {
+                let mut task = self.waiting.remove(index);
+                task.turn = self.next_turn();
+                insert(&mut self.running, task);
+                continue;
+            }
+            match self.running.iter_mut().rposition(|task| task.outlet.is_paused()) {
+                // It comes back into `waiting`, maybe before this one.
+                Some(paused) => {
+                    index += usize::from(self.running[paused].order < self.waiting[index].order);
+                    self.preempt(paused);
+                }
+                None => return,
+            }
+        }
+    }
+
+    /// Whether there is room for a waiting task; if so it holds its blocks now.
+    fn fits(&mut self, index: usize) -> bool {
+        let running: usize = self.running.iter().map(|task| task.sequences().len()).sum();
+        let task = &mut self.waiting[index];
+        if running > 0 && running + task.sequences().len() > self.config.max_sequences {
+            return false;
+        }
+        let first = task.is_new();
+        // Every running sequence may soon want one more block; without this reserve a preempted task would come back only to be preempted again.
+        let admitted = task.admit(&mut self.pool, running);
+        if admitted && first {
+            self.counters.cached_rows += task.cached_tokens() as u64;
+        }
+        admitted
+    }
+
+    /// Choose rows: decoding tasks first, then prefilling ones; within each, whoever has waited longest.
+    fn fill(&mut self) -> Plan {
+        let (decoding, prefilling): (Vec<usize>, Vec<usize>) =
+            self.in_turn().into_iter().partition(|&index| self.running[index].is_decoding());
+        let budget = self.config.max_batch_tokens;
+        // Where even the decode rows do not fit in a step, both kinds get rows by their number of tasks, and at least enough for one task.
+        let share = budget * prefilling.len() / (prefilling.len() + decoding.len()).max(1);
+        let reserved = if prefilling.is_empty() { 0 } else { share.clamp(PAIR, budget - PAIR) };
+        let mut plan = Plan::default();
+        self.add_decoding(&mut plan, &decoding, budget - reserved);
+        self.add_prefilling(&mut plan, &prefilling, budget);
+        for part in &plan.parts {
+            if let Ok(index) = self.running.binary_search_by_key(&part.order, |task| task.order) {
+                self.running[index].turn = self.next_turn();
+            }
+        }
+        plan
+    }
+
+    /// Running tasks whose readers keep up: those served longest ago first.
+    fn in_turn(&mut self) -> Vec<usize> {
+        let mut ready: Vec<usize> = (0..self.running.len()).filter(|&index| !self.running[index].outlet.is_paused()).collect();
+        ready.sort_by_key(|&index| self.running[index].turn);
+        ready
+    }
+
+    /// The end of the line.
+    fn next_turn(&mut self) -> u64 {
+        self.turns += 1;
+        self.turns
+    }
+
+    fn add_decoding(&self, plan: &mut Plan, tasks: &[usize], budget: usize) {
+        for task in tasks.iter().map(|&index| &self.running[index]) {
+            if plan.step.rows.len() + task.remaining() > budget {
+                return;
+            }
+            plan.add(task, task.remaining());
+        }
+    }
+
+    fn add_prefilling(&self, plan: &mut Plan, tasks: &[usize], budget: usize) {
+        let mut left = budget - plan.step.rows.len();
+        let share = (left / tasks.len().max(1)).max(MIN_CHUNK);
+        let mut chunks: Vec<usize> = Vec::with_capacity(tasks.len());
+        for &index in tasks {
+            let chunk = share.min(left).min(self.running[index].remaining());
+            left -= chunk;
+            chunks.push(chunk);
+        }
+        // What short prompts did not need goes to the others, in the same order.
+        for (&index, chunk) in tasks.iter().zip(&mut chunks) {
+            let more = left.min(self.running[index].remaining() - *chunk);
+            left -= more;
+            *chunk += more;
+        }
+        for (&index, &chunk) in tasks.iter().zip(&chunks) {
+            plan.add(&self.running[index], chunk);
+        }
+    }
+}
+
+/// Insert in order of arrival.
+fn insert(tasks: &mut Vec<Task>, task: Task) {
+    let index = tasks.partition_point(|other| other.order < task.order);
+    tasks.insert(index, task);
+}

@@ -1,0 +1,214 @@
+use domain::{Prompt, Segment};
+use layers::{BLOCK_TOKENS, BlockId, Head, RowInput, Slice};
+
+use crate::{
+    pool::BlockPool,
+    prefix::{self, Chain},
+};
+
+/// Inputs of one sequence and the blocks that hold what has been computed of them.
+#[derive(Debug)]
+pub(crate) struct Sequence {
+    /// Input of every known position: the prompt, then the outputs fed back.
+    inputs: Vec<RowInput>,
+    /// Names of full blocks; absent when the prefix cache is off.
+    chain: Option<Chain>,
+    /// Blocks of positions 0 onward; empty while the sequence waits.
+    blocks: Vec<BlockId>,
+    /// Positions whose values are in the blocks.
+    computed: usize,
+    /// Leading blocks that need no naming: shared ones, and own ones named already.
+    named: usize,
+}
+
+impl Sequence {
+    /// A sequence that knows its prompt and has computed nothing.
+    pub fn new(prompt: &Prompt, prefix_cache: bool) -> Self {
+        let mut sequence = Self {
+            inputs: Vec::with_capacity(prompt.len()),
+            chain: prefix_cache.then(Chain::new),
+            blocks: Vec::new(),
+            computed: 0,
+            named: 0,
+        };
+        for segment in &prompt.segments {
+            match segment {
+                Segment::Tokens(ids) => ids.iter().for_each(|&id| sequence.push_token(id)),
+                Segment::Embeddings(embeddings) => sequence.push_embeddings(embeddings),
+            }
+        }
+        sequence
+    }
+
+    /// Append a text token.
+    pub fn push_token(&mut self, id: u32) {
+        self.inputs.push(RowInput::Token(id));
+        if let Some(chain) = &mut self.chain {
+            chain.token(id);
+        }
+    }
+
+    /// Append a VQ code.
+    pub fn push_code(&mut self, code: u32) {
+        self.inputs.push(RowInput::Code(code));
+        if let Some(chain) = &mut self.chain {
+            chain.code(code);
+        }
+    }
+
+    fn push_embeddings(&mut self, embeddings: &domain::Embeddings) {
+        let rows = 0..embeddings.rows();
+        self.inputs.extend(rows.clone().map(|row| RowInput::Embedding { values: embeddings.values.clone(), row }));
+        if let Some(chain) = &mut self.chain {
+            let picture = prefix::digest(embeddings);
+            rows.for_each(|row| chain.embedding(&picture, row));
+        }
+    }
+
+    /// Known positions that are still to be computed.
+    pub fn remaining(&self) -> usize {
+        self.inputs.len() - self.computed
+    }
+
+    /// Positions computed or found in the prefix cache.
+    pub fn computed(&self) -> usize {
+        self.computed
+    }
+
+    /// Blocks that the known positions need beyond those held.
+    pub fn missing_blocks(&self) -> usize {
+        self.inputs.len().div_ceil(BLOCK_TOKENS) - self.blocks.len()
+    }
+
+    /// Take from the prefix cache what it has of the beginning. The last position is always left to compute, since its logits are wanted.
+    pub fn attach_prefix(&mut self, pool: &mut BlockPool) {
+        debug_assert!(self.blocks.is_empty());
+        let Some(chain) = &self.chain else { return };
+        let usable = (self.inputs.len() - 1) / BLOCK_TOKENS;
+        for key in &chain.keys()[..usable] {
+            let Some(block) = pool.share(key) else { break };
+            self.blocks.push(block);
+        }
+        self.named = self.blocks.len();
+        self.computed = self.blocks.len() * BLOCK_TOKENS;
+    }
+
+    /// Take the missing blocks; the caller has made sure that they are available.
+    pub fn allocate_missing(&mut self, pool: &mut BlockPool) {
+        for _ in 0..self.missing_blocks() {
+            let block = pool.allocate().expect("the scheduler checked that enough blocks are available");
+            self.blocks.push(block);
+        }
+    }
+
+    /// Give every block back; the inputs stay known and can be computed again.
+    pub fn release(&mut self, pool: &mut BlockPool) {
+        self.blocks.drain(..).rev().for_each(|block| pool.release(block));
+        self.computed = 0;
+        self.named = 0;
+    }
+
+    /// The next `count` inputs.
+    pub fn next_inputs(&self, count: usize) -> &[RowInput] {
+        &self.inputs[self.computed..self.computed + count]
+    }
+
+    /// The next `count` inputs as a slice of a step in which they begin at row `first_row`.
+    pub fn slice(&self, count: usize, first_row: usize, head: Option<Head>) -> Slice {
+        let used = (self.computed + count).div_ceil(BLOCK_TOKENS);
+        Slice { rows: first_row..first_row + count, start: self.computed, blocks: self.blocks[..used].to_vec(), head }
+    }
+
+    /// The next `count` positions have been computed: name the blocks that are full now.
+    pub fn advance(&mut self, count: usize, pool: &mut BlockPool) {
+        self.computed += count;
+        let Some(chain) = &self.chain else { return };
+        let full = self.computed / BLOCK_TOKENS;
+        for index in self.named..full {
+            pool.name(self.blocks[index], chain.keys()[index]);
+        }
+        self.named = self.named.max(full);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use domain::Embeddings;
+
+    use super::*;
+
+    fn compute(sequence: &mut Sequence, pool: &mut BlockPool) -> usize {
+        sequence.attach_prefix(pool);
+        let cached = sequence.computed();
+        sequence.allocate_missing(pool);
+        sequence.advance(sequence.remaining(), pool);
+        cached
+    }
+
+    /// Positions found in the cache by `second` after `first` was computed and released.
+    fn cached_after(first: &Prompt, second: &Prompt) -> usize {
+        let mut pool = BlockPool::new(64);
+        let mut sequence = Sequence::new(first, true);
+        compute(&mut sequence, &mut pool);
+        sequence.release(&mut pool);
+        let mut sequence = Sequence::new(second, true);
+        let cached = compute(&mut sequence, &mut pool);
+        sequence.release(&mut pool);
+        assert_eq!(pool.available(), 64);
+        cached
+    }
+
+    fn picture(seed: f32, rows: usize) -> Segment {
+        Segment::Embeddings(Embeddings { width: 2, values: (0..rows * 2).map(|i| seed + i as f32).collect() })
+    }
+
+    #[test]
+    fn equal_beginnings_are_found_block_by_block() {
+        let ids = |n: u32| (0..n).collect::<Vec<_>>();
+        let changed = |n: u32, at: usize| {
+            let mut ids = ids(n);
+            ids[at] = 999;
+            ids
+        };
+        let rows = [
+            (ids(40), ids(40), 32),
+            (ids(40), ids(33), 32),
+            (ids(32), ids(32), 16), // the last position is always computed
+            (ids(33), ids(100), 32),
+            (ids(40), changed(40, 20), 16),
+            (ids(40), changed(40, 0), 0),
+            (ids(16), ids(16), 0),
+            (ids(1), ids(1), 0),
+        ];
+        for (first, second, expected) in rows {
+            assert_eq!(cached_after(&Prompt::tokens(first.clone()), &Prompt::tokens(second.clone())), expected, "{first:?} {second:?}");
+        }
+    }
+
+    #[test]
+    fn pictures_are_told_apart_by_their_values() {
+        let prompt = |seed, rows| Prompt { segments: vec![Segment::Tokens(vec![1, 2]), picture(seed, rows), Segment::Tokens(vec![3; 20])] };
+        assert_eq!(cached_after(&prompt(0.0, 20), &prompt(0.0, 20)), 32);
+        assert_eq!(cached_after(&prompt(0.0, 20), &prompt(0.5, 20)), 0);
+        assert_eq!(cached_after(&prompt(0.0, 20), &prompt(0.0, 21)), 0);
+    }
+
+    #[test]
+    fn codes_and_tokens_of_the_same_number_differ() {
+        let mut pool = BlockPool::new(8);
+        let mut tokens = Sequence::new(&Prompt::tokens(vec![7; 17]), true);
+        compute(&mut tokens, &mut pool);
+        let mut codes = Sequence::new(&Prompt::tokens(vec![7]), true);
+        (0..16).for_each(|_| codes.push_code(7));
+        assert_eq!(compute(&mut codes, &mut pool), 0);
+    }
+
+    #[test]
+    fn without_the_cache_nothing_is_kept() {
+        let mut pool = BlockPool::new(4);
+        let mut sequence = Sequence::new(&Prompt::tokens(vec![7; 40]), false);
+        assert_eq!(compute(&mut sequence, &mut pool), 0);
+        sequence.release(&mut pool);
+        assert_eq!((pool.free(), pool.cached()), (4, 0));
+    }
+}

@@ -1,0 +1,194 @@
+use domain::{Event, FinishReason, ImageSampling, Sampling};
+use layers::Head;
+
+use crate::{
+    JobError,
+    inbox::Ticket,
+    pool::BlockPool,
+    sampler::{self, History},
+    sequence::Sequence,
+    stream::Outlet,
+};
+
+/// A job on its way: its one sequence (or guidance pair), what has come out so far, and where it goes.
+#[derive(Debug)]
+pub(crate) struct Task {
+    /// Order of arrival: the higher, the younger.
+    pub order: u64,
+    /// When this task was last given rows: the lower, the sooner it is its turn again. No two are equal, so ties cannot favour anybody.
+    pub turn: u64,
+    pub outlet: Outlet,
+    /// One, or the conditional and the unconditional sequence, always of the same length.
+    sequences: Vec<Sequence>,
+    output: Output,
+    /// Outputs so far, those of an earlier worker included.
+    produced: usize,
+    last: Option<u32>,
+    /// Outputs at most.
+    limit: usize,
+    prompt_tokens: usize,
+    /// Positions found in the prefix cache at the first admission.
+    cached_tokens: usize,
+    prefilled: bool,
+    /// Held until the first admission.
+    ticket: Option<Ticket>,
+}
+
+/// How a task's outputs are drawn.
+#[derive(Debug)]
+pub(crate) enum Output {
+    Text { sampling: Sampling, eos_token_ids: Vec<u32>, history: History },
+    Image { sampling: ImageSampling },
+}
+
+impl Task {
+    /// A task whose sequences hold the prompt alone and which yields at most `limit` outputs. The inbox sets `order`.
+    pub fn new(sequences: Vec<Sequence>, output: Output, limit: usize, outlet: Outlet, ticket: Ticket) -> Self {
+        let prompt_tokens = sequences.first().map_or(0, Sequence::remaining);
+        let (produced, last, cached_tokens, prefilled, ticket) = (0, None, 0, false, Some(ticket));
+        Self { order: 0, turn: 0, outlet, sequences, output, produced, last, limit, prompt_tokens, cached_tokens, prefilled, ticket }
+    }
+
+    pub fn sequences(&self) -> &[Sequence] {
+        &self.sequences
+    }
+
+    /// The head whose logits this task is drawn from.
+    pub fn head(&self) -> Head {
+        match self.output {
+            Output::Text { .. } => Head::Text,
+            Output::Image { .. } => Head::Image,
+        }
+    }
+
+    /// Rows to compute before the next output, over all sequences.
+    pub fn remaining(&self) -> usize {
+        self.sequences.iter().map(Sequence::remaining).sum()
+    }
+
+    /// Whether only the last input of each sequence is to be computed.
+    pub fn is_decoding(&self) -> bool {
+        self.remaining() == self.sequences.len()
+    }
+
+    /// Rows to take from each sequence when a step has room for `rows`: all that remain, or so many that each keeps its last row for later,
+    /// because both logits of a pair must come out of the same step.
+    pub fn split(&self, rows: usize) -> Vec<usize> {
+        let finishes = self.remaining() <= rows;
+        let mut left = rows;
+        let take = |sequence: &Sequence| {
+            let taken = if finishes { sequence.remaining() } else { left.min(sequence.remaining() - 1) };
+            left = left.saturating_sub(taken);
+            taken
+        };
+        self.sequences.iter().map(take).collect()
+    }
+
+    /// Blocks needed beyond those held.
+    pub fn missing_blocks(&self) -> usize {
+        self.sequences.iter().map(Sequence::missing_blocks).sum()
+    }
+
+    /// Take what the prefix cache has and all blocks that the known inputs need, if at least `reserve` blocks are left after that.
+    pub fn admit(&mut self, pool: &mut BlockPool, reserve: usize) -> bool {
+        self.sequences.iter_mut().for_each(|sequence| sequence.attach_prefix(pool));
+        if pool.available() < self.missing_blocks() + reserve {
+            self.release(pool);
+            return false;
+        }
+        self.grow(pool);
+        if self.ticket.take().is_some() {
+            self.cached_tokens = self.sequences.first().map_or(0, Sequence::computed).min(self.prompt_tokens);
+        }
+        true
+    }
+
+    /// Whether this task has never been admitted.
+    pub fn is_new(&self) -> bool {
+        self.ticket.is_some()
+    }
+
+    /// Positions found in the prefix cache at the first admission.
+    pub fn cached_tokens(&self) -> usize {
+        self.cached_tokens
+    }
+
+    /// Take the missing blocks, which must be available.
+    pub fn grow(&mut self, pool: &mut BlockPool) {
+        self.sequences.iter_mut().for_each(|sequence| sequence.allocate_missing(pool));
+    }
+
+    /// Give all blocks back; everything can be computed again.
+    pub fn release(&mut self, pool: &mut BlockPool) {
+        self.sequences.iter_mut().for_each(|sequence| sequence.release(pool));
+    }
+
+    /// The next `rows` inputs of a sequence have been computed.
+    pub fn advance(&mut self, sequence: usize, rows: usize, pool: &mut BlockPool) {
+        self.sequences[sequence].advance(rows, pool);
+    }
+
+    /// Take over an output of an earlier worker.
+    pub fn resume(&mut self, id: u32) {
+        self.record(id);
+        self.feed(id);
+    }
+
+    /// Why there is nothing more to draw, if so.
+    pub fn finish_reason(&self) -> Option<FinishReason> {
+        let complete = self.produced >= self.limit;
+        match &self.output {
+            Output::Text { sampling, eos_token_ids, .. } => {
+                let ended = !sampling.ignore_eos && self.last.is_some_and(|id| eos_token_ids.contains(&id));
+                ended.then_some(FinishReason::Stop).or(complete.then_some(FinishReason::Length))
+            }
+            Output::Image { .. } => complete.then_some(FinishReason::Stop),
+        }
+    }
+
+    /// Announce that the prompt has been read; once.
+    pub fn announce(&mut self) {
+        if !std::mem::replace(&mut self.prefilled, true) {
+            let (prompt_tokens, cached_tokens) = (self.prompt_tokens as u32, self.cached_tokens as u32);
+            self.outlet.send(Event::Prefilled { prompt_tokens, cached_tokens });
+        }
+    }
+
+    /// Draw and deliver the next output from the logits of each sequence's last row. Returns why the task ends, if it does.
+    pub fn advance_output(&mut self, mut logits: Vec<Vec<f32>>) -> Result<Option<FinishReason>, JobError> {
+        let index = self.produced as u64;
+        let drawn = match (&self.output, logits.as_mut_slice()) {
+            (Output::Text { sampling, history, .. }, [logits]) => sampler::text(logits, sampling, history, index),
+            (Output::Image { sampling }, [conditional, unconditional]) if conditional.len() == unconditional.len() => {
+                sampler::code(conditional, unconditional, sampling, index).map(|code| (code, None))
+            }
+            _ => return Err(JobError::Compute("the model gave logits of another shape than asked for".into())),
+        };
+        let (id, logprobs) = drawn.map_err(|error| JobError::Compute(error.to_string()))?;
+        self.announce();
+        self.outlet.send(Event::Output { id, logprobs });
+        self.record(id);
+        let reason = self.finish_reason();
+        if reason.is_none() {
+            self.feed(id);
+        }
+        Ok(reason)
+    }
+
+    fn record(&mut self, id: u32) {
+        self.produced += 1;
+        self.last = Some(id);
+        if let Output::Text { sampling, history, .. } = &mut self.output {
+            history.push(sampling, id);
+        }
+    }
+
+    fn feed(&mut self, id: u32) {
+        for sequence in &mut self.sequences {
+            match self.output {
+                Output::Text { .. } => sequence.push_token(id),
+                Output::Image { .. } => sequence.push_code(id),
+            }
+        }
+    }
+}
