@@ -14,6 +14,6 @@ mod llama;
 mod registry;
 mod text_config;
 
-pub use registry::{LoadOptions, card, load_language, load_language_on};
+pub use registry::{LoadOptions, card, kv_block_bytes, load_language, load_language_on};
 
 // The vision side (siglip.rs, vq.rs) is declared below this line.

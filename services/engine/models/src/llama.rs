@@ -5,7 +5,7 @@ use std::sync::Arc;
 use checkpoint::Checkpoint;
 use domain::ModelCard;
 use layers::{
-    Attention, Backend, EngineError, Head, KvShape, LanguageModel, Limits, Linear, Observer, RmsNorm, Rope, Rotation, RowInput, Slice,
+    Attention, Backend, EngineError, Head, LanguageModel, Limits, Linear, Observer, RmsNorm, Rope, Rotation, RowInput, Slice,
     Step, StepOutput, SwiGlu, Weights, observe,
 };
 
@@ -82,7 +82,7 @@ impl<B: Backend> Decoder<B> {
         // Some multimodal exports say that the tables are tied although they hold a head of their own: what is in the file counts.
         let tied = config.tie_word_embeddings && !head.contains("lm_head.weight");
         let lm_head = (!tied).then(|| Linear::load(backend, head, "lm_head", table, false)).transpose()?;
-        let shape = KvShape { blocks: kv_blocks, kv_heads: config.num_key_value_heads, head_dim: config.head_dim };
+        let shape = config.kv_shape(kv_blocks);
         Ok(Self {
             backend: backend.clone(),
             embed_tokens: Linear::load(backend, weights, "embed_tokens", table, false)?,
@@ -108,8 +108,7 @@ impl<B: Backend> Decoder<B> {
     }
 
     pub fn kv_block_bytes(&self) -> usize {
-        let shape = KvShape { blocks: 1, kv_heads: self.config.num_key_value_heads, head_dim: self.config.head_dim };
-        shape.block_bytes() * self.config.num_hidden_layers
+        self.config.kv_block_bytes()
     }
 
     /// The inputs of layer 0, `[rows, hidden]`; `embed_codes` turns VQ codes into such rows.

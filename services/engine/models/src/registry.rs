@@ -73,6 +73,15 @@ pub fn card(checkpoint: &Checkpoint) -> Result<ModelCard, EngineError> {
     })
 }
 
+/// Bytes that one block of the KV cache takes, without loading weights.
+pub fn kv_block_bytes(checkpoint: &Checkpoint) -> Result<usize, EngineError> {
+    let text = match Family::of(checkpoint)? {
+        Family::Llama => TextConfig::read(checkpoint, "")?,
+        Family::Janus(layout) => JanusConfig::read(checkpoint, layout)?.text,
+    };
+    Ok(text.kv_block_bytes())
+}
+
 impl Family {
     fn of(checkpoint: &Checkpoint) -> Result<Self, EngineError> {
         let has = |field| checkpoint.config().get(field).is_some();

@@ -1,7 +1,7 @@
 //! The llama part of a configuration: completed with the defaults of the architecture, checked for sense.
 
 use checkpoint::{Checkpoint, CheckpointError};
-use layers::{AttentionShape, EngineError, Rope};
+use layers::{AttentionShape, EngineError, KvShape, Rope};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -110,6 +110,16 @@ impl TextConfig {
 
     pub fn rope(&self) -> Rope {
         Rope::new(self.head_dim, self.rope_theta, self.rope_factor)
+    }
+
+    /// The KV cache of one layer.
+    pub fn kv_shape(&self, blocks: usize) -> KvShape {
+        KvShape { blocks, kv_heads: self.num_key_value_heads, head_dim: self.head_dim }
+    }
+
+    /// Bytes that one block of the KV cache takes, all layers together.
+    pub fn kv_block_bytes(&self) -> usize {
+        self.kv_shape(1).block_bytes() * self.num_hidden_layers
     }
 }
 
