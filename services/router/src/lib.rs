@@ -26,9 +26,8 @@ mod server;
 mod stages;
 mod text;
 
-use anyhow::Context;
 use mesh::{MAX_MESSAGE_BYTES, Routes, Target};
-use process::{Host, Offer};
+use process::{Host, Offer, Unreachable};
 use proto::v1::janua_server::JanuaServer;
 use tokio::net::TcpListener;
 
@@ -39,7 +38,9 @@ pub use server::Router;
 pub async fn start(host: &Host) -> anyhow::Result<Vec<Offer>> {
     let config: RouterConfig = host.config.section("router")?;
     config.check()?;
-    let listener = TcpListener::bind(config.listen).await.with_context(|| format!("router.listen: cannot listen on {}", config.listen))?;
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .map_err(|error| Unreachable { what: format!("router.listen: cannot listen on {}: {error}", config.listen) })?;
     let routes = routes(host)?;
     listen(host, listener, routes.clone());
     Ok(vec![Offer { target: Target::new("router", "janua"), routes }])

@@ -15,32 +15,35 @@ const WITHOUT_FILES: [&str; 1] = ["router"];
 /// Services that read all weights of a model.
 const WITH_WEIGHTS: [&str; 1] = ["language"];
 
-/// The whole life of the process of one service: `start` says what it offers.
+/// The whole life of the process of one service, from its command line: `start` says what it offers.
 pub fn run(service: &'static str, start: impl AsyncFn(&Host) -> anyhow::Result<Vec<Offer>>) -> ExitCode {
-    let program = format!("janua-{service}");
+    let program = program(service);
     let command = Args::augment_args(Command::new(service).bin_name(&program).display_name(&program).version(env!("CARGO_PKG_VERSION")));
-    let args = match command.try_get_matches().and_then(|matches| Args::from_arg_matches(&matches)) {
-        Ok(args) => args,
+    match command.try_get_matches().and_then(|matches| Args::from_arg_matches(&matches)) {
+        Ok(args) => run_with(service, &args, start),
         Err(error) => {
             // Help and version go to stdout and are no error; a closed pipe is not worth another one.
             let _ = error.print();
-            return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
+            if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS }
         }
-    };
-    run_with(service, &args, start)
+    }
 }
 
-/// As [`run`], for a program that has read the flags itself.
+/// [`run`] with the flags given.
 pub fn run_with(service: &'static str, args: &Args, start: impl AsyncFn(&Host) -> anyhow::Result<Vec<Offer>>) -> ExitCode {
-    let program = format!("janua-{service}");
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return exit::report(&program, &anyhow::Error::from(error).context("cannot start the runtime")),
-    };
-    match runtime.block_on(live(service, args, start)) {
+    let result = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")
+        .and_then(|runtime| runtime.block_on(live(service, args, start)));
+    match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => exit::report(&program, &error),
+        Err(error) => exit::report(&program(service), &error),
     }
+}
+
+fn program(service: &str) -> String {
+    format!("janua-{service}")
 }
 
 async fn live(service: &str, args: &Args, start: impl AsyncFn(&Host) -> anyhow::Result<Vec<Offer>>) -> anyhow::Result<()> {

@@ -103,7 +103,6 @@ pub async fn serve(mesh: &Mesh, doors: &Doors, offers: Vec<Offer>) -> anyhow::Re
         routes.set_serving(true);
         serving.push(Offered { routes, serving: registered, entrance });
     }
-    telemetry::set_ready(true);
     Ok(Served { offers: serving, doors: doors.clone() })
 }
 
@@ -111,7 +110,6 @@ impl Served {
     /// Unready first, so that nothing new is sent here. Then the entrances (the router's offer and the doors) close and finish what they
     /// took, while the stages behind them still answer; the stages go last. All of it takes at most `grace`.
     pub async fn drain(self, grace: Duration) {
-        telemetry::set_ready(false);
         self.offers.iter().for_each(|offer| offer.routes.set_serving(false));
         let end = Instant::now() + grace;
         let (entrances, stages): (Vec<_>, Vec<_>) = self.offers.into_iter().partition(|offer| offer.entrance);
@@ -121,14 +119,16 @@ impl Served {
     }
 }
 
-/// Waits for SIGTERM or SIGINT. A second one ends the process at once with code 130.
+/// Waits, ready for requests, for SIGTERM or SIGINT. A second one ends the process at once with code 130.
 pub async fn until_signal() -> std::io::Result<()> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut any = async move || {
         let (terminate, interrupt) = (pin!(terminate.recv()), pin!(interrupt.recv()));
         futures::future::select(terminate, interrupt).await;
     };
+    telemetry::set_ready(true);
     any().await;
+    telemetry::set_ready(false);
     tracing::info!("draining; a second signal ends the process at once");
     tokio::spawn(async move {
         any().await;

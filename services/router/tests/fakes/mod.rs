@@ -4,8 +4,9 @@
 #![allow(clippy::unwrap_used, dead_code)]
 
 use std::collections::VecDeque;
+use std::path::Path;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -48,6 +49,8 @@ pub struct Script {
     pub eos_at: Mutex<Option<usize>>,
     /// Outputs per stream message.
     pub chunk: AtomicUsize,
+    /// Give way to other tasks before every message, as a model that needs its time does.
+    pub lonely: AtomicBool,
     /// Outputs may be made while this has permits (every output takes one).
     pub steps: Semaphore,
     /// Image decodings of incomplete code maps wait for this.
@@ -86,6 +89,7 @@ impl Script {
             unary_faults: Mutex::default(),
             eos_at: Mutex::default(),
             chunk: AtomicUsize::new(1),
+            lonely: AtomicBool::new(false),
             steps: Semaphore::new(Semaphore::MAX_PERMITS),
             previews: Semaphore::new(Semaphore::MAX_PERMITS),
             language_requests: Mutex::default(),
@@ -101,6 +105,10 @@ impl Script {
             Some(code) if code != Code::Ok => Err(Status::new(code, "told to fail")),
             _ => Ok(()),
         }
+    }
+
+    pub fn lonely(&self, lonely: bool) {
+        self.lonely.store(lonely, Ordering::SeqCst);
     }
 
     pub fn alive(&self) -> usize {
@@ -303,6 +311,9 @@ impl Making {
     }
 
     async fn message(&mut self) -> Option<Result<v1::LanguageResponse, Status>> {
+        if self.script.lonely.load(Ordering::SeqCst) {
+            tokio::task::yield_now().await;
+        }
         let event = if !self.prefilled {
             self.prefilled = true;
             LanguageEvent::Prefilled(v1::Prefilled { prompt_tokens: 0, cached_tokens: 1 })
@@ -397,19 +408,38 @@ impl Bench {
 
     /// With settings of section `router`.
     pub async fn with(script: Arc<Script>, settings: &[(&str, &str)]) -> Self {
-        let settings: Vec<_> = settings.iter().map(|(key, value)| (format!("router.{key}"), (*value).to_owned())).collect();
-        let mut config = config::Config::resolve(None, [], &settings).unwrap();
-        config.add_model("tiny=unused").unwrap();
-        let mesh = Mesh::in_process();
-        let host = Host::new(config, mesh.clone(), Vec::new(), Arc::new(Silent));
-        let mut bench =
-            Self { client: JanuaClient::new(mesh.channel(&Target::new("router", "janua"))), script, mesh, serving: Vec::new(), host };
+        let mut bench = Self::empty(script, settings, Path::new("unused"));
         for service in ["tokenizer", "vision", "language", "images"] {
             bench.serve(service).await;
         }
-        let offer = bench.mesh.serve(Target::new("router", "janua"), router::routes(&bench.host).unwrap()).await.unwrap();
-        bench.serving.push(offer);
+        bench.open_door().await;
         bench
+    }
+
+    /// With the real tokenizer of a checkpoint in front of the language model that is made up.
+    pub async fn with_tokenizer(script: Arc<Script>, dir: &Path) -> Self {
+        let mut bench = Self::empty(script, &[], dir);
+        bench.serve("language").await;
+        bench.host.models = process::open_models(&bench.host.config, &bench.host.progress, false).await.unwrap();
+        for offer in tokenizer::start(&bench.host).await.unwrap() {
+            bench.serving.push(bench.mesh.serve(offer.target, offer.routes).await.unwrap());
+        }
+        bench.open_door().await;
+        bench
+    }
+
+    fn empty(script: Arc<Script>, settings: &[(&str, &str)], dir: &Path) -> Self {
+        let settings: Vec<_> = settings.iter().map(|(key, value)| (format!("router.{key}"), (*value).to_owned())).collect();
+        let mut config = config::Config::resolve(None, [], &settings).unwrap();
+        config.add_model(&format!("tiny={}", dir.display())).unwrap();
+        let mesh = Mesh::in_process();
+        let host = Host::new(config, mesh.clone(), Vec::new(), Arc::new(Silent));
+        Self { client: JanuaClient::new(mesh.channel(&Target::new("router", "janua"))), script, mesh, serving: Vec::new(), host }
+    }
+
+    async fn open_door(&mut self) {
+        let offer = self.mesh.serve(Target::new("router", "janua"), router::routes(&self.host).unwrap()).await.unwrap();
+        self.serving.push(offer);
     }
 
     async fn serve(&mut self, service: &str) {
