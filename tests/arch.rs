@@ -25,7 +25,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("checkpoint", &[]),
     ("text", &["checkpoint", "domain"]),
     ("pixels", &["domain"]),
-    ("layers", &["domain"]),
+    ("layers", &["checkpoint", "domain"]),
     ("backend-native", &["checkpoint", "cpu", "layers"]),
     ("backend-onnx", &["checkpoint", "layers"]),
     ("models", &["backend-native", "backend-onnx", "checkpoint", "domain", "layers"]),
