@@ -10,8 +10,8 @@ use crate::config::TokenizerConfig;
 use crate::error::Error;
 use crate::metrics;
 
-/// Texts up to this many bytes are encoded at once, in the caller's task: less work than handing them over and back would be worth.
-const SMALL: usize = 16 << 10;
+/// Texts up to this many bytes are encoded at once, in the caller's task: a few milliseconds. Longer ones would hold up others too long.
+const SMALL: usize = 4 << 10;
 
 /// More ids than any context holds, and few enough that their text fits a message.
 const MAX_IDS: usize = 1 << 20;

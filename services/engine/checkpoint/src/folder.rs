@@ -18,8 +18,8 @@ const INDEX: &str = "model.safetensors.index.json";
 
 /// Rewrites pickled weights, which are programs and not only data, as a safetensors file that this crate reads.
 const CONVERT: &str = concat!(
-    "convert it once with: python3 -c 'import glob,torch,safetensors.torch as s; ",
-    "s.save_file({k:v.clone() for f in sorted(glob.glob(\"pytorch_model*.bin\")) ",
+    "convert them once, in that folder, with: python3 -c 'import glob,torch,safetensors.torch as s; ",
+    "s.save_file({k:v.contiguous().clone() for f in sorted(glob.glob(\"pytorch_model*.bin\")) ",
     "for k,v in torch.load(f,map_location=\"cpu\",weights_only=True).items()},\"model.safetensors\")'"
 );
 

@@ -30,7 +30,7 @@ pub(crate) fn parse(path: &Path, data: &[u8]) -> Result<Vec<Entry>, CheckpointEr
     let RawHeader(raw) = serde_json::from_slice(header)
         .map_err(|error| CheckpointError::file(path, format!("garbage in the safetensors header: {}", shown(&error.to_string()))))?;
     let mut entries = raw.into_iter().map(|(name, raw)| entry(path, name, raw, start)).collect::<Result<Vec<_>, _>>()?;
-    entries.sort_by(|a, b| (a.begin, a.end).cmp(&(b.begin, b.end)));
+    entries.sort_by_key(|entry| (entry.begin, entry.end));
     refuse_duplicates(path, &entries)?;
     cover(path, &entries, start, data.len())?;
     Ok(entries)

@@ -43,8 +43,8 @@ impl WeightFile {
 
 #[allow(unsafe_code)]
 fn map(file: &File) -> std::io::Result<Mmap> {
-    // SAFETY: the map is read-only and private to this crate, so nothing in this process writes through it. Another process could still
-    // change or truncate the file while it is mapped; published weights are written once and replaced by renaming (the old file stays
-    // alive under its map), and whoever edits a served file in place is warned in the README.
+    // SAFETY: the map is read-only and never leaves this crate as anything but shared slices, so nothing in this process writes through it.
+    // Another process could change or truncate the file while it is mapped. Weights are published once and replaced by renaming, which
+    // leaves the mapped file as it is; whoever truncates a file that is being served must expect the process to die.
     unsafe { Mmap::map(file) }
 }

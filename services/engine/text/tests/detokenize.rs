@@ -69,6 +69,9 @@ fn characters_wait_until_they_are_complete() {
     });
 }
 
+/// Stop strings, the pushes, all text, and `accepted` of every push.
+type Row<'a> = (&'a [&'a str], &'a [&'a [u32]], &'a str, &'a [usize]);
+
 #[test]
 fn accepted_counts_the_ids_before_the_stop_string() {
     CODEC.with(|codec| {
@@ -78,7 +81,7 @@ fn accepted_counts_the_ids_before_the_stop_string() {
         let in_ = id_of(codec, b"in");
         let accent = "é".as_bytes(); // two bytes, two ids
         let (e1, e2) = (id_of(codec, &accent[..1]), id_of(codec, &accent[1..]));
-        let rows: &[(&[&str], &[&[u32]], &str, &[usize])] = &[
+        let rows: &[Row] = &[
             (&[], &[&[a, b], &[c]], "abc", &[2, 1]),
             (&["b"], &[&[a, b, c]], "a", &[1]),
             (&["b"], &[&[b]], "", &[0]),

@@ -50,6 +50,23 @@ pub fn to_response(event: Event) -> v1::LanguageResponse {
     v1::LanguageResponse { event: Some(event) }
 }
 
+/// Stream messages that hold `events`, neighbouring outputs in one.
+pub fn to_responses(events: impl IntoIterator<Item = Event>) -> Vec<v1::LanguageResponse> {
+    use v1::language_response::Event::Outputs;
+
+    let mut responses: Vec<v1::LanguageResponse> = Vec::new();
+    for response in events.into_iter().map(to_response) {
+        match (responses.last_mut().and_then(|last| last.event.as_mut()), response.event) {
+            (Some(Outputs(last)), Some(Outputs(next))) => {
+                last.ids.extend(next.ids);
+                last.logprobs.extend(next.logprobs);
+            }
+            (_, event) => responses.push(v1::LanguageResponse { event }),
+        }
+    }
+    responses
+}
+
 /// The events in a stream message.
 pub fn events(response: v1::LanguageResponse) -> Result<Vec<Event>, Invalid> {
     match response.event {
