@@ -25,12 +25,15 @@ const ROUNDS: usize = 20;
 const REQUESTS: usize = 200;
 
 fn main() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let failed = runtime.block_on(async { tokio::spawn(measure()).await.unwrap() });
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let failed = runtime.block_on(measure());
     std::process::exit(i32::from(failed));
 }
 
 async fn measure() -> bool {
+    // With spans and metrics as in a process that serves.
+    let settings = telemetry::TelemetryConfig { level: "warn".to_owned(), ..telemetry::TelemetryConfig::default() };
+    let telemetry = telemetry::init(&settings, "janua").await.unwrap();
     let bench = Bench::with_tokenizer(Script::new(), &testkit::fixture("llama")).await;
     let mut failed = false;
     for (name, lonely) in [("tokens that come one by one", true), ("tokens that come in bulk", false)] {
@@ -43,6 +46,7 @@ async fn measure() -> bool {
     let direct = median(REQUESTS, async || read_directly(&bench, 2).await).await;
     let whole = median(REQUESTS, async || read(&bench, 2).await).await;
     failed |= line("first token", whole.saturating_sub(direct), FIRST_TOKEN);
+    telemetry.shutdown().await;
     failed
 }
 

@@ -312,6 +312,8 @@ impl Making {
 
     async fn message(&mut self) -> Option<Result<v1::LanguageResponse, Status>> {
         if self.script.lonely.load(Ordering::SeqCst) {
+            // Once to have tonic send what it holds, once for the reader to find nothing more.
+            tokio::task::yield_now().await;
             tokio::task::yield_now().await;
         }
         let event = if !self.prefilled {
