@@ -4,7 +4,7 @@
 //! No logic lives here: `wire` turns these messages into the types of `domain` and back.
 
 /// Package `janua.v1`.
-#[allow(clippy::all, missing_docs)]
+#[allow(clippy::all, clippy::pedantic)]
 pub mod v1 {
     include!("gen/janua.v1.rs");
 }
