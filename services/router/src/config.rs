@@ -1,6 +1,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use ::config::ConfigError;
 use serde::Deserialize;
 use wire::input::InputLimits;
 
@@ -49,18 +50,19 @@ impl Default for RouterConfig {
 }
 
 impl RouterConfig {
-    /// Refuses limits of zero, which would refuse every request.
-    pub fn check(&self) -> Result<(), config::ConfigError> {
-        let limits = [
-            ("max_concurrent", self.max_concurrent as u64),
-            ("timeout_s", self.timeout_s),
-            ("max_tokens", self.max_tokens.into()),
-            ("max_text_bytes", self.max_text_bytes as u64),
-            ("parallel_images", self.parallel_images as u64),
-            ("attempts", self.attempts.into()),
+    /// Refuses limits of zero, which would refuse every request, and ones that nothing can hold.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let limits: [(&str, u64, u64); 6] = [
+            ("max_concurrent", self.max_concurrent as u64, 1_000_000),
+            ("timeout_s", self.timeout_s, 7 * 24 * 3600),
+            ("max_tokens", self.max_tokens.into(), u64::MAX),
+            ("max_text_bytes", self.max_text_bytes as u64, u64::MAX),
+            ("parallel_images", self.parallel_images as u64, 1024),
+            ("attempts", self.attempts.into(), 100),
         ];
-        match limits.iter().find(|(_, value)| *value == 0) {
-            Some((key, _)) => Err(config::ConfigError::invalid("router", key, "must be at least 1")),
+        match limits.iter().find(|(_, value, most)| *value == 0 || value > most) {
+            Some((key, _, u64::MAX)) => Err(ConfigError::invalid("router", key, "must be at least 1")),
+            Some((key, _, most)) => Err(ConfigError::invalid("router", key, format!("must be in 1..={most}"))),
             None => Ok(()),
         }
     }

@@ -57,7 +57,7 @@ pub(crate) async fn admit(shared: &Shared, message: v1::GenerateRequest, calls: 
 /// 2. to 6.: the rest of the life of a request, in order.
 pub(crate) async fn live(mut call: Call, events: Events) -> Result<(), Error> {
     let deadline = call.calls.deadline;
-    let result = timeout_at(deadline, stages(&call, &events)).await.unwrap_or(Err(Error::Deadline));
+    let result = timeout_at(deadline, stages(&mut call, &events)).await.unwrap_or(Err(Error::Deadline));
     call.ledger.code = result.as_ref().err().map_or(Code::Ok, Error::code);
     if let Err(error) = &result {
         call.span.record("otel.status_code", "ERROR").record("error.type", format!("{:?}", error.code()));
@@ -66,9 +66,11 @@ pub(crate) async fn live(mut call: Call, events: Events) -> Result<(), Error> {
     result
 }
 
-async fn stages(call: &Call, events: &Events) -> Result<(), Error> {
-    // 2. Prepare text and pixels, in parallel.
+async fn stages(call: &mut Call, events: &Events) -> Result<(), Error> {
+    // 2. Prepare text and pixels, in parallel. The files are not needed after it.
     let (prepared, pictures) = futures::try_join!(prepare(call), encode(call))?;
+    call.request.input = wire::input::without_pixels(&call.request.input);
+    let call = &*call;
     // 3. Join them in the client's order.
     let prompt = join(call, prepared, &pictures)?;
     drop(pictures);
@@ -103,6 +105,7 @@ async fn encode(call: &Call) -> Result<Vec<v1::Embeddings>, Error> {
 /// A picture that vision refuses is named as the client knows it.
 async fn encode_one(call: &Call, data: Bytes, path: String) -> Result<v1::Embeddings, Error> {
     match call.calls.encode_image(&call.model, &data).await {
+        Err(Error::Invalid(invalid)) => Err(Invalid::new(path, invalid.reason).into()),
         Err(Error::Stage { status, .. }) if status.code() == Code::InvalidArgument => Err(Invalid::new(path, status.message()).into()),
         other => other,
     }

@@ -31,10 +31,11 @@ impl Request {
         }
         let task = match wire::input::output_kind(message.output)? {
             OutputKind::Text => {
-                let text = wire::sampling::text(message.sampling, &card.default_sampling)?;
-                if let Some(wanted) = text.sampling.max_tokens.filter(|&wanted| wanted > max_tokens) {
+                let wanted = message.sampling.as_ref().and_then(|sampling| sampling.max_tokens);
+                if let Some(wanted) = wanted.filter(|&wanted| wanted > max_tokens) {
                     return Err(Invalid::new("sampling.max_tokens", format!("{wanted} is more than the limit of {max_tokens}")));
                 }
+                let text = wire::sampling::text(message.sampling, &card.default_sampling)?;
                 Task::Text(text)
             }
             OutputKind::Image if card.code_grid.is_none() => return Err(Invalid::new("output", "the model draws no images")),

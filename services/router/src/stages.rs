@@ -104,8 +104,10 @@ impl Calls {
 }
 
 pub(crate) fn stage_error(stage: &'static str, status: Status) -> Error {
-    match status.code() {
-        Code::DeadlineExceeded => Error::Deadline,
+    match (status.code(), wire::violation(&status)) {
+        (Code::DeadlineExceeded, _) => Error::Deadline,
+        // The stage names the field as the client does.
+        (Code::InvalidArgument, Some(invalid)) => Error::Invalid(invalid),
         _ => Error::Stage { stage, status },
     }
 }

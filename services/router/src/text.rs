@@ -21,7 +21,7 @@ pub(crate) async fn choice(call: &Call, prompt: &Joined, text: &TextRequest, ind
     sampling.seed = call.seed(index);
     // The context holds prompt and output together; without a wish the router's limit holds.
     let left = call.card.context_length.saturating_sub(prompt.positions).max(1);
-    let max_tokens = sampling.max_tokens.unwrap_or(call.limits.max_tokens).min(u32::try_from(left).unwrap_or(u32::MAX));
+    let max_tokens = sampling.max_tokens.unwrap_or(u32::MAX).min(call.limits.max_tokens).min(u32::try_from(left).unwrap_or(u32::MAX));
     sampling.max_tokens = Some(max_tokens);
     let ending = Ending {
         eos_token_ids: if sampling.ignore_eos { Vec::new() } else { prompt.eos_token_ids.clone() },

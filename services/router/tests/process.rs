@@ -60,7 +60,7 @@ async fn what_is_wrong_decides_the_exit_code() {
     let url = format!("mesh.nats_url={}", nats.url());
     let cases: [(&[&str], i32, &str); 7] = [
         (&["router.listn=1"], 64, "router.listn: unknown key"),
-        (&["router.attempts=0"], 64, "router.attempts: must be at least 1"),
+        (&["router.attempts=0"], 64, "router.attempts: must be in 1..=100"),
         (&["router.max_concurrent=many"], 64, "router.max_concurrent: \"many\" is not"),
         (&["telemetry.level==!"], 64, "telemetry.level"),
         (&["mesh.wire=in-process"], 64, "mesh.wire"),

@@ -18,7 +18,7 @@ const ENTRANCE: &str = "router";
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ProcessConfig {
-    /// Longest time in seconds that calls in flight get to finish after SIGTERM.
+    /// Longest time in seconds that calls in flight get to finish after SIGTERM; at most a day.
     pub grace_s: u64,
 }
 
@@ -30,7 +30,7 @@ impl Default for ProcessConfig {
 
 impl ProcessConfig {
     pub fn grace(&self) -> Duration {
-        Duration::from_secs(self.grace_s)
+        Duration::from_secs(self.grace_s.min(24 * 3600))
     }
 }
 

@@ -12,4 +12,4 @@ pub mod status;
 pub mod tokenizer;
 pub mod vision;
 
-pub use status::{invalid, retry_later};
+pub use status::{invalid, retry_later, violation};

@@ -13,6 +13,12 @@ pub fn invalid(error: &Invalid) -> Status {
     Status::with_error_details(Code::InvalidArgument, error.to_string(), details)
 }
 
+/// The field and the reason in a status made by [`invalid`], here or by another service.
+pub fn violation(status: &Status) -> Option<Invalid> {
+    let violation = status.get_details_bad_request()?.field_violations.into_iter().next()?;
+    Some(Invalid::new(violation.field, violation.description))
+}
+
 /// `RESOURCE_EXHAUSTED` with a `google.rpc.RetryInfo` detail.
 pub fn retry_later(message: impl Into<String>, after: Duration) -> Status {
     let mut details = ErrorDetails::new();

@@ -12,7 +12,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use domain::{CodeGrid, ImageSampling, ModelCard, Sampling};
+use domain::{CodeGrid, ImageSampling, Invalid, ModelCard, Sampling};
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
 use mesh::{Channel, Mesh, Routes, Serving, Target};
@@ -29,6 +29,7 @@ use tokio::sync::Semaphore;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 pub const MODEL: &str = "tiny";
+pub const SERVICES: [&str; 4] = ["tokenizer", "vision", "language", "images"];
 /// Longest wait for anything.
 pub const LIMIT: Duration = Duration::from_secs(20);
 /// Hidden size, and positions per picture.
@@ -226,7 +227,7 @@ impl Vision for Fake {
         self.0.encoded.fetch_add(1, Ordering::SeqCst);
         let data = request.into_inner().image.unwrap().data;
         if data.first() == Some(&b'?') {
-            return Err(Status::invalid_argument("not a picture"));
+            return Err(wire::invalid(&Invalid::new("image.data", "not a picture")));
         }
         let values = vec![f32::from(data[0]); ROWS * WIDTH];
         let data = values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<_>>().into();
@@ -410,17 +411,30 @@ impl Bench {
 
     /// With settings of section `router`.
     pub async fn with(script: Arc<Script>, settings: &[(&str, &str)]) -> Self {
-        let mut bench = Self::empty(script, settings, Path::new("unused"));
-        for service in ["tokenizer", "vision", "language", "images"] {
-            bench.serve(service).await;
+        Self::empty(Mesh::in_process(), script, settings, Path::new("unused")).served().await
+    }
+
+    /// On a mesh of the caller's.
+    pub async fn on(mesh: Mesh, script: Arc<Script>) -> Self {
+        Self::empty(mesh, script, &[], Path::new("unused")).served().await
+    }
+
+    /// On an in-process mesh with nothing served yet.
+    pub fn bare(script: Arc<Script>) -> Self {
+        Self::empty(Mesh::in_process(), script, &[], Path::new("unused"))
+    }
+
+    async fn served(mut self) -> Self {
+        for service in SERVICES {
+            self.serve(service).await;
         }
-        bench.open_door().await;
-        bench
+        self.open_door().await;
+        self
     }
 
     /// With the real tokenizer of a checkpoint in front of the language model that is made up.
     pub async fn with_tokenizer(script: Arc<Script>, dir: &Path) -> Self {
-        let mut bench = Self::empty(script, &[], dir);
+        let mut bench = Self::empty(Mesh::in_process(), script, &[], dir);
         bench.serve("language").await;
         bench.host.models = process::open_models(&bench.host.config, &bench.host.progress, false).await.unwrap();
         for offer in tokenizer::start(&bench.host).await.unwrap() {
@@ -430,11 +444,10 @@ impl Bench {
         bench
     }
 
-    fn empty(script: Arc<Script>, settings: &[(&str, &str)], dir: &Path) -> Self {
+    fn empty(mesh: Mesh, script: Arc<Script>, settings: &[(&str, &str)], dir: &Path) -> Self {
         let settings: Vec<_> = settings.iter().map(|(key, value)| (format!("router.{key}"), (*value).to_owned())).collect();
         let mut config = config::Config::resolve(None, [], &settings).unwrap();
         config.add_model(&format!("tiny={}", dir.display())).unwrap();
-        let mesh = Mesh::in_process();
         let host = Host::new(config, mesh.clone(), Vec::new(), Arc::new(Silent));
         Self { client: JanuaClient::new(mesh.channel(&Target::new("router", "janua"))), script, mesh, serving: Vec::new(), host }
     }
@@ -445,15 +458,19 @@ impl Bench {
     }
 
     async fn serve(&mut self, service: &str) {
+        let serving = self.mesh.serve(Target::new(service, MODEL), self.routes(service)).await.unwrap();
+        self.serving.push(serving);
+    }
+
+    /// The fake of one service.
+    pub fn routes(&self, service: &str) -> Routes {
         let fake = Fake(self.script.clone());
-        let routes = match service {
+        match service {
             "tokenizer" => Routes::new().service(TokenizerServer::new(fake)),
             "vision" => Routes::new().service(VisionServer::new(fake)),
             "language" => Routes::new().service(LanguageServer::new(fake)),
             _ => Routes::new().service(ImagesServer::new(fake)),
-        };
-        let serving = self.mesh.serve(Target::new(service, MODEL), routes).await.unwrap();
-        self.serving.push(serving);
+        }
     }
 
     pub async fn open(&self, request: v1::GenerateRequest) -> Result<Streaming<v1::GenerateResponse>, Status> {
