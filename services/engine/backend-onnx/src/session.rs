@@ -12,7 +12,7 @@ use crate::graph::{Graph, Model, file_name};
 use crate::runtime::environment;
 
 /// How a graph is run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SessionOptions {
     /// Threads that share the work of one run; 0 = one for each core.
     pub threads: usize,
@@ -23,7 +23,8 @@ pub struct SessionOptions {
 pub struct Session {
     // Fields are dropped in this order: the runtime must be gone before the bytes that it points to.
     session: Mutex<OrtSession>,
-    _weights: Vec<SharedTensor>,
+    weights: Vec<SharedTensor>,
+    model: Vec<u8>,
 }
 
 /// A tensor that goes in, row-major.
@@ -48,7 +49,17 @@ impl Session {
         let mut builder = builder(options).map_err(|error| failed("a session cannot be set up", &error))?;
         share_weights(&mut builder, &weights).map_err(|error| failed("weights cannot be handed over", &error))?;
         let session = builder.commit_from_memory(&bytes).map_err(|error| failed("a graph cannot be loaded", &error))?;
-        Ok(Self { session: Mutex::new(session), _weights: weights })
+        Ok(Self { session: Mutex::new(session), weights, model: bytes })
+    }
+
+    /// A digest of everything that decides the outputs: the graph and all weights, each read once.
+    pub fn fingerprint(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&self.model);
+        for weight in &self.weights {
+            hasher.update(weight.bytes());
+        }
+        hasher.finalize().to_hex().to_string()
     }
 
     /// Computes every output of the graph from `inputs`, which come in the order in which the graph declares them.

@@ -7,6 +7,10 @@
 //! | `generation.rs` | sampling defaults of `generation_config.json` |
 //! | `llama.rs` | DeepSeek LLM: the decoder that the other families share |
 //! | `janus.rs` | Janus: the decoder with a second embedding and a second head for VQ codes |
+//! | `siglip.rs` | the SigLIP tower as an ONNX graph |
+//! | `vision.rs` | pixels to embeddings: tower and aligner; [`load_vision`] |
+//! | `vq.rs` | codes to pixels: the VQ decoder as an ONNX graph; [`load_vq`] |
+//! | `onnx.rs` | what the ONNX models share |
 
 mod generation;
 mod janus;
@@ -17,3 +21,12 @@ mod text_config;
 pub use registry::{LoadOptions, card, kv_block_bytes, load_language, load_language_on};
 
 // The vision side (siglip.rs, vq.rs) is declared below this line.
+mod onnx;
+mod siglip;
+mod vision;
+mod vq;
+
+pub use backend_onnx::{SessionOptions as OnnxOptions, runtime_version};
+pub use onnx::Probe;
+pub use vision::{VisionEncoder, load_vision};
+pub use vq::{VqDecoder, load_vq, pixels_to_rgb};

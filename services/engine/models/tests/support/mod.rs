@@ -4,6 +4,7 @@
 
 pub mod golden;
 pub mod naive;
+pub mod naive_pixels;
 pub mod writer;
 
 use std::{

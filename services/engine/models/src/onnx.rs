@@ -1,0 +1,100 @@
+//! What the ONNX models share: layers whose weights are named after the layer, and runs of a session.
+
+use backend_onnx::{Activation, Graph, Input, Session, SessionOptions, Value};
+use checkpoint::Checkpoint;
+use layers::EngineError;
+
+use crate::text_config::Fields;
+
+/// A named tensor for comparison with reference outputs: name as in the golden files, shape, row-major values.
+pub type Probe = (String, Vec<usize>, Vec<f32>);
+
+/// A graph that takes its weights from a checkpoint, every one checked against the shape that the configuration implies.
+pub(crate) struct Builder<'a> {
+    pub graph: Graph,
+    checkpoint: &'a Checkpoint,
+    /// Whether intermediate tensors become outputs.
+    probing: bool,
+}
+
+impl<'a> Builder<'a> {
+    pub fn new(checkpoint: &'a Checkpoint, probing: bool) -> Self {
+        Self { graph: Graph::new(), checkpoint, probing }
+    }
+
+    /// Makes an intermediate tensor an output, when probing.
+    pub fn tap(&mut self, name: &str, value: &Value) {
+        if self.probing {
+            self.graph.output(name, value);
+        }
+    }
+
+    /// Whether intermediate tensors become outputs.
+    pub fn probing(&self) -> bool {
+        self.probing
+    }
+
+    /// The tensor `name`, which must have this shape.
+    pub fn weight(&mut self, name: &str, shape: &[usize]) -> Result<Value, EngineError> {
+        self.graph.weight(&self.checkpoint.tensor_shaped(name, shape)?)
+    }
+
+    /// `name.weight [out, in]`, and `name.bias [out]` unless there is none. `x [N, in]` -> `[N, out]`
+    pub fn linear(&mut self, x: &Value, name: &str, [output, input]: [usize; 2], bias: bool) -> Result<Value, EngineError> {
+        let weight = self.weight(&format!("{name}.weight"), &[output, input])?;
+        let bias = if bias { Some(self.weight(&format!("{name}.bias"), &[output])?) } else { None };
+        Ok(self.graph.linear(x, &weight, bias.as_ref()))
+    }
+
+    /// `name.weight [out, in, side, side]`, `name.bias [out]`. `x [B, in, H, W]`
+    pub fn conv(
+        &mut self,
+        x: &Value,
+        name: &str,
+        (output, input, side): (usize, usize, usize),
+        stride: usize,
+    ) -> Result<Value, EngineError> {
+        let weight = self.weight(&format!("{name}.weight"), &[output, input, side, side])?;
+        let bias = self.weight(&format!("{name}.bias"), &[output])?;
+        // Windows that touch each other need no border; sliding ones keep the size.
+        let padding = if stride == side { 0 } else { side / 2 };
+        Ok(self.graph.conv(x, &weight, Some(&bias), stride, padding))
+    }
+
+    /// `name.weight`, `name.bias`. `x [N, width]`
+    pub fn layer_norm(&mut self, x: &Value, name: &str, width: usize, epsilon: f32) -> Result<Value, EngineError> {
+        let (weight, bias) = (self.weight(&format!("{name}.weight"), &[width])?, self.weight(&format!("{name}.bias"), &[width])?);
+        Ok(self.graph.layer_norm(x, &weight, &bias, epsilon))
+    }
+
+    /// `name.weight`, `name.bias`. `x [B, channels, H, W]`
+    pub fn group_norm(&mut self, x: &Value, name: &str, channels: usize, groups: usize, epsilon: f32) -> Result<Value, EngineError> {
+        let (weight, bias) = (self.weight(&format!("{name}.weight"), &[channels])?, self.weight(&format!("{name}.bias"), &[channels])?);
+        Ok(self.graph.group_norm(x, &weight, &bias, (channels, groups), epsilon))
+    }
+}
+
+/// The names that configurations give to activation functions.
+pub(crate) fn activation(fields: &Fields<'_>, name: Option<&str>) -> Result<Activation, EngineError> {
+    match name {
+        None | Some("gelu") => Ok(Activation::Gelu),
+        Some("gelu_pytorch_tanh" | "gelu_new") => Ok(Activation::GeluTanh),
+        Some(other) => Err(fields.refuse("hidden_act", format!("{other:?} is not supported, only \"gelu\" and \"gelu_pytorch_tanh\""))),
+    }
+}
+
+/// Runs a graph of one output.
+pub(crate) fn run_single(session: &Session, what: &str, input: Input<'_>) -> Result<Vec<f32>, EngineError> {
+    let values = session.run(&[input])?.pop().map(|output| output.values).unwrap_or_default();
+    match values.iter().all(|value| value.is_finite()) {
+        true => Ok(values),
+        false => Err(EngineError::Compute(format!("NaN or infinity in the output of the {what}"))),
+    }
+}
+
+/// Runs a graph once for its intermediate tensors; the first dimension, of size 1, is dropped.
+pub(crate) fn run_probe(graph: Graph, options: &SessionOptions, input: Input<'_>) -> Result<Vec<Probe>, EngineError> {
+    let outputs = Session::new(graph, options)?.run(&[input])?;
+    let squeezed = |shape: Vec<usize>| if shape.first() == Some(&1) { shape[1..].to_vec() } else { shape };
+    Ok(outputs.into_iter().map(|output| (output.name, squeezed(output.shape), output.values)).collect())
+}
