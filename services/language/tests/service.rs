@@ -1,0 +1,224 @@
+//! The service through a mesh channel, as the router calls it.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use domain::{Embeddings, Event, FinishReason, Mode, Prompt, Segment};
+use futures::StreamExt;
+use futures::future::join_all;
+use mesh::{Mesh, Target};
+use process::{Host, LoadedModel, Silent};
+use proto::v1;
+use sched::EngineConfig;
+use support::{PATIENCE, client, drawing, endless, greedy, ids, llama, open, puppet, question, serve, serve_model, until};
+use tonic::{Code, Request};
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+use tonic_types::StatusExt;
+
+#[tokio::test]
+async fn llama_continues_as_the_reference_does() {
+    let service = serve("llama").await;
+    for (job, expected) in [llama(0), llama(1)] {
+        let events = service.messages(&job).await.unwrap().concat();
+        assert_eq!(events.first(), Some(&Event::Prefilled { prompt_tokens: job.prompt.len() as u32, cached_tokens: 0 }));
+        assert_eq!(events.last(), Some(&Event::Finished(FinishReason::Length)));
+        assert_eq!(ids(&events), expected);
+        let resumed = domain::Job { emitted: expected[..5].to_vec(), ..job };
+        assert_eq!(service.ids(&resumed).await, &expected[5..]);
+    }
+    service.wait_until_idle().await;
+}
+
+#[tokio::test]
+async fn janus_answers_and_draws_in_company() {
+    let service = serve("janus").await;
+    let cases: Vec<_> = [question(), drawing()].into_iter().cycle().take(12).collect();
+    let all = join_all(cases.iter().map(|(job, _)| service.ids(job))).await;
+    for (actual, (_, expected)) in all.iter().zip(&cases) {
+        assert_eq!(actual, expected);
+    }
+    service.wait_until_idle().await;
+}
+
+#[tokio::test]
+async fn outputs_that_wait_for_the_reader_come_together() {
+    let service = serve("llama").await;
+    let mut job = greedy(llama(0).0.prompt, 100);
+    let Mode::Text { sampling, .. } = &mut job.mode else { unreachable!() };
+    sampling.top_logprobs = Some(2);
+    let stream = service.open(&job).await.unwrap();
+    until("everything has been computed", || service.engine.stats().outputs == 100).await;
+    let messages: Vec<_> = stream.map(|message| wire::language::events(message.unwrap()).unwrap()).collect().await;
+    assert!(messages.len() < 20, "{} messages", messages.len());
+    let events = messages.concat();
+    assert_eq!((events.len(), ids(&events).len()), (102, 100));
+    for event in &events[1..101] {
+        let Event::Output { id, logprobs: Some(logprobs) } = event else { panic!("{event:?}") };
+        assert_eq!((logprobs.chosen.token_id, logprobs.top.len(), logprobs.top[0].token_id), (*id, 2, *id));
+    }
+}
+
+#[tokio::test]
+async fn a_dropped_stream_gives_its_blocks_back() {
+    let service = serve("llama").await;
+    let mut stream = service.open(&endless()).await.unwrap();
+    assert!(stream.next().await.unwrap().is_ok());
+    assert_eq!(service.engine.stats().cancelled, 0);
+    drop(stream);
+    service.wait_until_idle().await;
+    assert_eq!(service.engine.stats().cancelled, 1);
+}
+
+#[tokio::test]
+async fn a_deadline_ends_the_work_even_when_nobody_reads() {
+    let service = serve("llama").await;
+    let mut request = Request::new(wire::language::to_request(&endless()));
+    request.set_timeout(Duration::from_millis(200));
+    let mut stream = service.client.clone().generate(request).await.unwrap().into_inner();
+    until("the deadline has ended the job", || service.engine.stats().cancelled == 1).await;
+    service.wait_until_idle().await;
+    let end = loop {
+        if let Err(status) = stream.next().await.unwrap() {
+            break status;
+        }
+    };
+    assert_eq!(end.code(), Code::DeadlineExceeded, "{end}");
+}
+
+#[tokio::test]
+async fn bad_requests_name_the_field() {
+    let (texts, janus) = (serve("llama").await, serve("janus").await);
+    let job = llama(0).0;
+    let of = wire::language::to_request;
+    let sampled = |change: &dyn Fn(&mut v1::Sampling)| {
+        let mut request = of(&job);
+        let Some(v1::language_request::Mode::Text(mode)) = &mut request.mode else { unreachable!() };
+        change(mode.sampling.as_mut().unwrap());
+        request
+    };
+    let mut uneven = drawing().0;
+    uneven.prompt = Prompt::tokens(vec![480; 3]);
+    let wide = Segment::Embeddings(Embeddings { width: 65, values: vec![0.0; 65].into() });
+    let rows = [
+        (&texts, v1::LanguageRequest { mode: None, ..of(&job) }, "mode"),
+        (&texts, v1::LanguageRequest { prompt: Vec::new(), ..of(&job) }, "prompt"),
+        (&texts, of(&greedy(Prompt::tokens(vec![1; 4096]), 1)), "prompt"),
+        (&texts, of(&greedy(Prompt::tokens(vec![1, 496]), 1)), "prompt[0]"),
+        (&texts, of(&greedy(Prompt { segments: vec![wide] }, 1)), "prompt[0]"),
+        (&texts, sampled(&|sampling| sampling.temperature = Some(f32::NAN)), "sampling.temperature"),
+        (&texts, sampled(&|sampling| sampling.top_p = Some(-1.0)), "sampling.top_p"),
+        (&texts, v1::LanguageRequest { emitted: vec![496], ..of(&job) }, "emitted"),
+        (&texts, of(&drawing().0), "image"),
+        (&janus, of(&uneven), "image.unconditional"),
+    ];
+    for (service, request, field) in rows {
+        let status = service.client.clone().generate(request).await.map(|_| ()).expect_err(field);
+        assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+        assert_eq!(status.get_details_bad_request().unwrap().field_violations[0].field, field, "{status}");
+    }
+    assert_eq!(texts.ids(&job).await, llama(0).1, "nothing was disturbed");
+}
+
+#[tokio::test]
+async fn the_process_offers_every_model_and_describes_it() {
+    let models = ["llama", "janus"].map(|name| LoadedModel { name: name.to_owned(), checkpoint: open(name) });
+    let host = host(&[("threads", "1"), ("kv_cache_bytes", "100000000")], models.to_vec());
+    let offers = language::start(&host).await.unwrap();
+    let served = process::serve(&host.mesh, &host.doors, offers).await.unwrap();
+    for model in &models {
+        let mut client = client(&host.mesh.channel(&Target::new("language", &model.name)));
+        let card = wire::model::card(client.describe(v1::DescribeRequest {}).await.unwrap().into_inner()).unwrap();
+        assert_eq!(card, models::card(&model.checkpoint).unwrap());
+        assert_eq!(card.code_grid.is_some(), model.name == "janus");
+    }
+    served.drain(PATIENCE).await;
+}
+
+#[tokio::test]
+async fn settings_that_cannot_be_stop_the_start() {
+    let model = || vec![LoadedModel { name: "llama".to_owned(), checkpoint: open("llama") }];
+    for (key, value) in [("kv_cache_bytes", "1000"), ("max_sequences", "0"), ("threads", "many"), ("treads", "1")] {
+        let error = language::start(&host(&[(key, value)], model())).await.map(|_| ()).expect_err(key);
+        assert!(format!("{error:#}").contains(&format!("language.{key}")), "{error:#}");
+        assert_eq!(process::exit_code(&error), 64);
+    }
+}
+
+fn host(settings: &[(&str, &str)], models: Vec<LoadedModel>) -> Host {
+    let settings: Vec<_> = settings.iter().map(|(key, value)| (format!("language.{key}"), (*value).to_owned())).collect();
+    Host::new(config::Config::resolve(None, [], &settings).unwrap(), Mesh::in_process(), models, Arc::new(Silent))
+}
+
+#[tokio::test]
+async fn a_full_queue_says_when_to_come_again() {
+    let (model, strings) = puppet();
+    let service = serve_model(model, EngineConfig { max_sequences: 1, queue_limit: 1, ..EngineConfig::default() }).await;
+    let job = greedy(Prompt::tokens(vec![5]), 2);
+    let mut streams = Vec::new();
+    // The first job leaves the queue when the engine has looked at it.
+    let refusal = loop {
+        match service.open(&job).await {
+            Ok(stream) => streams.push(stream),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(refusal.code(), Code::ResourceExhausted, "{refusal}");
+    assert!(refusal.get_details_retry_info().unwrap().retry_delay.unwrap() > Duration::ZERO);
+    assert!(streams.len() <= 2);
+    drop(strings);
+    for stream in streams {
+        assert!(stream.collect::<Vec<_>>().await.iter().all(Result::is_ok));
+    }
+}
+
+#[tokio::test]
+async fn failures_have_codes_and_a_dead_engine_is_not_servable() {
+    let (model, strings) = puppet();
+    drop(strings);
+    let service = serve_model(model, EngineConfig::default()).await;
+    let with = |token| greedy(Prompt::tokens(vec![token]), 2);
+    let health = || async {
+        let request = HealthCheckRequest { service: "janua.v1.Language".into() };
+        HealthClient::new(service.channel.clone()).check(request).await.unwrap().into_inner().status()
+    };
+
+    let failed = service.messages(&with(1)).await.unwrap_err();
+    assert_eq!((failed.code(), failed.message()), (Code::Internal, "compute: a string broke"));
+    assert_eq!(service.ids(&with(5)).await, [0, 0], "the engine goes on");
+    assert_eq!(health().await, ServingStatus::Serving);
+
+    let crashed = service.messages(&with(2)).await.unwrap_err();
+    assert_eq!((crashed.code(), crashed.message()), (Code::Internal, "the model crashed: the puppet fell"));
+    let gone = async {
+        while health().await != ServingStatus::NotServing {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, gone).await.expect("health follows the engine");
+    assert_eq!(service.open(&with(5)).await.map(|_| ()).unwrap_err().code(), Code::Unavailable);
+}
+
+#[tokio::test]
+async fn a_generation_leaves_its_spans() {
+    let spans = support::Spans::default();
+    let subscriber = tracing_subscriber::layer::SubscriberExt::with(tracing_subscriber::registry(), spans.clone());
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let service = serve("llama").await;
+    service.ids(&llama(0).0).await;
+    let seen = spans.seen();
+    let lines = [
+        "language.generate < call",
+        "language.prefill < language.generate",
+        "language.decode < language.generate",
+        "janua.prompt_tokens=13",
+        "janua.output_tokens=13",
+        "janua.outcome=length",
+    ];
+    for line in lines {
+        assert!(seen.iter().any(|seen| seen == line), "{line} is not in {seen:?}");
+    }
+}
