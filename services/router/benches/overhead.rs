@@ -5,7 +5,6 @@
 #![allow(clippy::unwrap_used)]
 
 #[path = "../tests/fakes/mod.rs"]
-#[allow(dead_code)]
 mod fakes;
 
 use std::time::{Duration, Instant};

@@ -224,7 +224,7 @@ async fn models_and_their_readiness() {
         image_output: true,
         ready: true,
     };
-    assert_eq!(models, [expected.clone()]);
+    assert_eq!(models, std::slice::from_ref(&expected));
     bench.serving.retain(|serving| serving.target().service != "images");
     let models = bench.client.list_models(v1::ListModelsRequest {}).await.unwrap().into_inner().models;
     assert_eq!(models, [v1::Model { ready: false, ..expected }], "a model that draws needs the images service");

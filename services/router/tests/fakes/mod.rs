@@ -229,7 +229,7 @@ impl Vision for Fake {
         if data.first() == Some(&b'?') {
             return Err(wire::invalid(&Invalid::new("image.data", "not a picture")));
         }
-        let values = vec![f32::from(data[0]); ROWS * WIDTH];
+        let values = [f32::from(data[0]); ROWS * WIDTH];
         let data = values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<_>>().into();
         let embeddings = Some(v1::Embeddings { rows: ROWS as u32, width: WIDTH as u32, data });
         Ok(Response::new(v1::EncodeImageResponse { embeddings, cached: false }))
