@@ -13,7 +13,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::task::AtomicWaker;
 use http_body::{Body as _, Frame, SizeHint};
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, coop};
 use tokio::time::Instant;
 use tonic::body::Body;
 use tonic::{Code, Status};
@@ -73,7 +73,7 @@ impl Call {
         }))
     }
 
-    /// Ends the call from outside with `status`, whether it is being polled or not.
+    /// Access to the call from outside, whether it is being polled or not.
     pub(crate) fn handle(&self) -> Arc<Running> {
         self.0.clone()
     }
@@ -106,6 +106,12 @@ enum Work {
 }
 
 impl Running {
+    /// Resolves when the call was ended from outside.
+    pub(crate) fn poll_over(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.waker.register(cx.waker());
+        if self.over.get().is_some() { Poll::Ready(()) } else { Poll::Pending }
+    }
+
     /// Ends the call with `status`: the handler is dropped now, or at the end of the poll that it is in.
     pub(crate) fn end(&self, status: Status) {
         if self.over.set(status).is_err() {
@@ -173,6 +179,11 @@ impl Running {
 
     /// Polls what the handler left, inside its span and shielded from its panics.
     fn poll_work<T>(&self, cx: &mut Context<'_>, poll: impl FnOnce(&mut Work, &mut Context<'_>) -> Poll<T>) -> Polled<T> {
+        // Calls that are always ready, as in-process ones may be, must not keep their task running for ever.
+        match coop::poll_proceed(cx) {
+            Poll::Ready(budget) => budget.made_progress(),
+            Poll::Pending => return Polled::Pending,
+        }
         self.waker.register(cx.waker());
         let mut work = lock(&self.work);
         if self.over.get().is_none() {
@@ -218,7 +229,13 @@ impl Running {
         tokio::spawn(watchdog).abort_handle()
     }
 
+    /// Notes how the call ended, by the headers that say so.
     fn record(&self, headers: &http::HeaderMap) {
+        if headers.get(Status::GRPC_STATUS).is_none_or(|code| code != "0")
+            && let Some(permit) = &*lock(&self.permit)
+        {
+            permit.note_error();
+        }
         if self.span.is_disabled() {
             return;
         }

@@ -14,6 +14,7 @@ use tracing::{Instrument as _, Span};
 
 use crate::deadline;
 use crate::mesh::{Mesh, Wires};
+use crate::nats;
 use crate::routes::split_path;
 use crate::target::{Named, Target};
 
@@ -39,6 +40,7 @@ impl Channel {
     async fn send(self, request: http::Request<Body>) -> Result<http::Response<Body>, Status> {
         match self.mesh.wires() {
             Wires::Local(registry) => Ok(registry.call(&self.target.target, request)?.await),
+            Wires::Nats(connected) => nats::call(&connected.node, &self.target, request).await,
         }
     }
 
@@ -46,6 +48,7 @@ impl Channel {
     fn own_deadline(&self, request: &http::Request<Body>) -> Result<Option<Instant>, Status> {
         match self.mesh.wires() {
             Wires::Local(_) => Ok(None),
+            Wires::Nats(_) => deadline::deadline(request.headers()),
         }
     }
 }

@@ -12,8 +12,8 @@ pub enum MeshError {
     PayloadTooSmall { url: String, max_payload: usize, least: usize },
     #[error("cannot subscribe to `{subject}`")]
     Subscribe { subject: String, source: async_nats::SubscribeError },
-    #[error("cannot reach nats-server to flush what was sent")]
-    Flush(#[from] async_nats::client::FlushError),
+    #[error("nats-server does not pass on messages")]
+    Settle(#[source] async_nats::client::RequestError),
     #[error("cannot listen on {address}")]
     Listen { address: SocketAddr, source: io::Error },
     #[error("cannot take connections")]

@@ -1,6 +1,6 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -24,16 +24,26 @@ pub(crate) struct Gate {
     withdrawn: CancellationToken,
 }
 
+/// What an instance has done so far.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Counts {
+    pub calls: u64,
+    /// Calls that ended with a status other than OK.
+    pub errors: u64,
+    /// The durations of all ended calls.
+    pub busy: Duration,
+}
+
 struct State {
-    next: u64,
     calls: HashMap<u64, Weak<Running>>,
+    counts: Counts,
     /// Once set, no call comes in any more, and this is why.
     closed: Option<Status>,
 }
 
 impl Gate {
     pub(crate) fn new(limit: usize) -> Arc<Self> {
-        let state = State { next: 0, calls: HashMap::new(), closed: None };
+        let state = State { calls: HashMap::new(), counts: Counts::default(), closed: None };
         Arc::new(Self { limit, state: Mutex::new(state), running: watch::Sender::new(0), withdrawn: CancellationToken::new() })
     }
 
@@ -46,11 +56,11 @@ impl Gate {
         if state.calls.len() >= self.limit {
             return Err(Status::resource_exhausted(format!("{} calls are running already, the limit of this instance", self.limit)));
         }
-        let id = state.next;
-        state.next += 1;
+        let id = state.counts.calls;
+        state.counts.calls += 1;
         state.calls.insert(id, Arc::downgrade(call));
         self.running.send_replace(state.calls.len());
-        Ok(Permit { gate: self.clone(), id })
+        Ok(Permit { gate: self.clone(), id, begun: Instant::now() })
     }
 
     /// Tells the wires that the target is offered here no more. Calls that come nevertheless still run.
@@ -58,16 +68,23 @@ impl Gate {
         self.withdrawn.cancel();
     }
 
+    pub(crate) fn is_withdrawn(&self) -> bool {
+        self.withdrawn.is_cancelled()
+    }
+
+    pub(crate) fn counts(&self) -> Counts {
+        lock(&self.state).counts
+    }
+
     /// Resolves after [`withdraw`](Self::withdraw).
     pub(crate) async fn withdrawn(&self) {
         self.withdrawn.cancelled().await;
     }
 
-    /// Resolves when no call runs; `false` if `grace` passed first.
-    pub(crate) async fn idle(&self, grace: Duration) -> bool {
-        let mut running = self.running.subscribe();
-        let idle = running.wait_for(|running| *running == 0);
-        tokio::time::timeout(grace, idle).await.is_ok()
+    /// Resolves when no call runs.
+    pub(crate) async fn idle(&self) {
+        // Fails only without a sender, which is part of the gate.
+        let _ = self.running.subscribe().wait_for(|running| *running == 0).await;
     }
 
     /// Refuses new calls and ends the running ones, all with `status`.
@@ -87,12 +104,21 @@ impl Gate {
 pub(crate) struct Permit {
     gate: Arc<Gate>,
     id: u64,
+    begun: Instant,
+}
+
+impl Permit {
+    /// The call ends with an error.
+    pub(crate) fn note_error(&self) {
+        lock(&self.gate.state).counts.errors += 1;
+    }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
         let mut state = lock(&self.gate.state);
         state.calls.remove(&self.id);
+        state.counts.busy += self.begun.elapsed();
         self.gate.running.send_replace(state.calls.len());
     }
 }

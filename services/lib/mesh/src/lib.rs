@@ -10,6 +10,7 @@
 //! | `channel.rs` | the client side of every wire: span, trace context, deadline |
 //! | `call.rs`, `gate.rs` | the server side of every wire: span, deadline, panics, limit, drain |
 //! | `local.rs` | wire `in-process` |
+//! | `nats/` | wire `nats`: messages through a nats-server |
 //! | `direct/` | wire `direct`: HTTP/2, also for clients from outside |
 //!
 //! No other crate knows NATS or HTTP/2.
@@ -24,6 +25,7 @@ mod gate;
 mod health;
 mod local;
 mod mesh;
+mod nats;
 mod routes;
 mod target;
 

@@ -8,8 +8,12 @@ use crate::config::{MeshConfig, Wire};
 use crate::error::MeshError;
 use crate::gate::{Gate, Instance};
 use crate::local::Registry;
+use crate::nats::{self, Node, Offer};
 use crate::routes::Routes;
-use crate::target::Target;
+use crate::target::{Named, Target};
+
+/// How long a closing instance takes for its last words.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// This process's place in the mesh: services are offered on it and called through it. Clones share one place.
 #[derive(Clone)]
@@ -25,6 +29,7 @@ struct Shared {
 
 pub(crate) enum Wires {
     Local(Registry),
+    Nats(nats::Connected),
 }
 
 impl Mesh {
@@ -37,7 +42,10 @@ impl Mesh {
     pub async fn connect(config: &MeshConfig) -> Result<Self, MeshError> {
         match config.wire {
             Wire::InProcess => Ok(Self::over(Wires::Local(Registry::default()), config)),
-            Wire::Nats => Err(MeshError::UrlMissing("nats")),
+            Wire::Nats => {
+                let url = config.nats_url.as_deref().ok_or(MeshError::UrlMissing("nats"))?;
+                Ok(Self::over(Wires::Nats(Node::connect(url, config).await?), config))
+            }
             Wire::Direct => Err(MeshError::UrlMissing("direct")),
         }
     }
@@ -51,10 +59,12 @@ impl Mesh {
     pub async fn serve(&self, target: Target, routes: Routes) -> Result<Serving, MeshError> {
         let gate = Gate::new(self.shared.max_calls);
         let instance = Arc::new(Instance { table: routes.table()?, gate });
+        let mut offer = None;
         match &self.shared.wires {
             Wires::Local(registry) => registry.add(target.clone(), instance.clone()),
+            Wires::Nats(connected) => offer = Some(Offer::start(&connected.node, &Named::new(&target), &instance, None).await?),
         }
-        Ok(Serving { mesh: self.clone(), target, instance })
+        Ok(Serving { mesh: self.clone(), target, instance, offer })
     }
 
     /// Calls to `target`, wherever it is served.
@@ -66,6 +76,7 @@ impl Mesh {
     pub async fn is_served(&self, target: &Target) -> bool {
         match &self.shared.wires {
             Wires::Local(registry) => registry.is_served(target),
+            Wires::Nats(connected) => nats::is_served(&connected.node, &Named::new(target)).await,
         }
     }
 
@@ -91,6 +102,7 @@ pub struct Serving {
     mesh: Mesh,
     target: Target,
     instance: Arc<Instance>,
+    offer: Option<Offer>,
 }
 
 impl Serving {
@@ -99,8 +111,21 @@ impl Serving {
     pub async fn drain(self, grace: Duration) {
         self.instance.table.routes.set_serving(false);
         self.withdraw();
-        if !self.instance.gate.idle(grace).await {
-            tracing::warn!(target = %self.target, "calls are still running after the grace period, they are ended");
+        let finished = async {
+            if let Some(offer) = &self.offer {
+                offer.left().await;
+            }
+            self.instance.gate.idle().await;
+        };
+        if tokio::time::timeout(grace, finished).await.is_err() {
+            tracing::warn!(offer = %self.target, "calls are still running after the grace period, they are ended");
+            self.close();
+            // Their callers are told so; a moment is enough for that.
+            let _ = tokio::time::timeout(FAREWELL, self.instance.gate.idle()).await;
+        }
+        if let Wires::Nats(connected) = &self.mesh.shared.wires {
+            // Fails only when the connection is gone, and with it what was to be sent.
+            let _ = tokio::time::timeout(FAREWELL, connected.node.client.flush()).await;
         }
     }
 
@@ -113,13 +138,18 @@ impl Serving {
         self.instance.gate.withdraw();
         match &self.mesh.shared.wires {
             Wires::Local(registry) => registry.remove(&self.target, &self.instance),
+            Wires::Nats(_) => {}
         }
+    }
+
+    fn close(&self) {
+        self.instance.gate.close(Status::unavailable(format!("this instance of `{}` is shutting down", self.target)));
     }
 }
 
 impl Drop for Serving {
     fn drop(&mut self) {
         self.withdraw();
-        self.instance.gate.close(Status::unavailable(format!("this instance of `{}` is shutting down", self.target)));
+        self.close();
     }
 }

@@ -42,18 +42,21 @@ impl fmt::Display for Target {
 #[derive(Clone, Debug)]
 pub(crate) struct Named {
     pub target: Arc<Target>,
+    /// `tokenizer.tiny`
     pub name: Arc<str>,
+    /// `janua.tokenizer.tiny`
+    pub subject: Arc<str>,
 }
 
 impl Named {
     pub(crate) fn new(target: &Target) -> Self {
-        Self { target: Arc::new(target.clone()), name: target.to_string().into() }
+        Self { target: Arc::new(target.clone()), name: target.to_string().into(), subject: target.subject().into() }
     }
 }
 
 /// Spells `text` with the characters that one token of a NATS subject may hold: ASCII letters, digits, `-` and `_` stay, every
 /// other byte becomes `=XX`. Two different texts never share a spelling; the empty text is a single `=`.
-fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     if text.is_empty() {
         return "=".to_owned();
     }

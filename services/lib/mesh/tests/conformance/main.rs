@@ -1,3 +1,18 @@
-//! The mesh's conformance suite: one list of cases, and every case runs over every wire with a real nats-server.
+//! Every case over every wire, with a real nats-server.
+//!
+//! A case is an `async fn(Over)`; naming it in `conformance!` makes a test of it for each wire in the brackets. Cases about a
+//! broker or about another process leave out the wires that have none.
 
-mod bootstrap;
+#![allow(clippy::unwrap_used)]
+
+#[macro_use]
+mod world;
+mod generated;
+mod service;
+
+mod basics;
+mod broker;
+mod control;
+mod limits;
+mod processes;
+mod scale;

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use mesh::{Mesh, MeshConfig, Routes, Serving, Target};
 use testkit::{NatsOptions, NatsServer};
-use tonic::codec::CompressionEncoding;
 
 use crate::generated::conformance_client::ConformanceClient;
 use crate::service::Service;
@@ -65,6 +64,14 @@ impl World {
             .max_encoding_message_size(mesh::MAX_MESSAGE_BYTES)
     }
 
+    /// One more process's place in the mesh; in-process there is but one.
+    pub async fn another(&self) -> Mesh {
+        match self.over {
+            Over::InProcess => self.serving.clone(),
+            over => Mesh::connect(&config(over, &self.url())).await.expect("another side joins"),
+        }
+    }
+
     pub fn url(&self) -> String {
         self.broker.as_ref().map(NatsServer::url).unwrap_or_default()
     }
@@ -90,10 +97,7 @@ pub fn run<F: Future<Output = ()>>(over: Over, case: impl FnOnce(Over) -> F) {
 /// Makes a test of each case for each wire named.
 #[macro_export]
 macro_rules! conformance {
-    ([$($over:ident)*] $($case:ident)*) => {
-        $(conformance!(@case $case $($over)*);)*
-    };
-    (@case $case:ident $($over:ident)*) => {
+    (@case $case:ident [$($over:ident)*]) => {
         mod $case {
             $(
                 #[test]
@@ -103,5 +107,9 @@ macro_rules! conformance {
                 }
             )*
         }
+    };
+    // The list of wires is one token here, to be repeated as a whole.
+    ($overs:tt $($case:ident)*) => {
+        $(conformance!(@case $case $overs);)*
     };
 }

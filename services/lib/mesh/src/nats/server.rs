@@ -1,0 +1,227 @@
+//! Running a call that came over NATS.
+
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::task::{Context, Poll, Waker, ready};
+use std::time::{Duration, Instant};
+
+use async_nats::Subject;
+use bytes::Bytes;
+use http_body::{Frame as BodyFrame, SizeHint};
+use tonic::Status;
+use tonic::body::Body;
+
+use super::call::{Peer, ServerCall};
+use super::flow::{Credit, Inbox};
+use super::frame::{Frame, Kind, Malformed, Message, Refusal};
+use super::head;
+use super::node::Node;
+use super::outgoing::{Filled, Outgoing};
+use crate::call::{self, Call, Running, lock};
+use crate::gate::Instance;
+
+/// A call without an answer for so long tells its caller who runs it, so that the caller can ask whether that one still lives.
+/// Most calls are over before.
+const SPEAK_UP_AFTER: Duration = Duration::from_millis(5);
+/// A handler whose first poll took longer is not polled by the task that takes calls for a while.
+const QUICK_POLL: Duration = Duration::from_micros(200);
+/// How many calls that while lasts.
+const SLOW_PENALTY: u32 = 64;
+
+/// Starts the calls of one offered target.
+pub(crate) struct Starter {
+    pub node: Arc<Node>,
+    pub instance: Arc<Instance>,
+    /// How many calls are started without polling them here first.
+    pub penalty: u32,
+}
+
+impl Starter {
+    /// Starts the call that `message` opens. `more_wait` says that other calls are waiting to be started.
+    ///
+    /// The handler is polled here once before it gets a task of its own: a quick one is done with that, and saves the wake-up of
+    /// another thread. When others wait, or handlers of this target have proved slow, the calls start side by side instead.
+    pub(crate) fn start(&mut self, message: async_nats::Message, more_wait: bool) {
+        let Some(reply) = message.reply else { return };
+        let message = match Message::decode(message.payload) {
+            Ok(message) if message.header.kind == Kind::Open => message,
+            Ok(_) => return,
+            Err(error) => return self.refuse(&reply, error),
+        };
+        let (call, request) = match self.admit(message, reply.clone()) {
+            Ok(admitted) => admitted,
+            Err(error) => return self.refuse(&reply, error),
+        };
+        let running = call::start(&self.instance.table, &self.instance.gate, request);
+        // Set nowhere else.
+        let _ = call.running.set(Arc::downgrade(&running.handle()));
+        let incomplete = !call.request.is_complete();
+        let mut run = Box::pin(run(self.node.clone(), call.clone(), running));
+        if more_wait || self.penalty > 0 {
+            self.penalty = self.penalty.saturating_sub(1);
+        } else {
+            let begun = Instant::now();
+            // Woken by nobody: the task that takes over polls it again first of all.
+            let polled = run.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+            if begun.elapsed() > QUICK_POLL {
+                self.penalty = SLOW_PENALTY;
+            }
+            if polled.is_ready() {
+                return;
+            }
+        }
+        if incomplete {
+            let window = self.node.window(lock(&self.node.run).len());
+            call.tell(&self.node, &[Frame::Credit(call.request.allow(window))]);
+        }
+        tokio::spawn(run);
+    }
+
+    /// Puts the call on the node's list and makes an HTTP request of it.
+    fn admit(&self, mut message: Message, reply: Subject) -> Result<(Arc<ServerCall>, http::Request<Body>), Malformed> {
+        let header = message.header;
+        if !matches!(message.frames.first(), Some(Frame::Head(_))) {
+            return Err(Malformed("a request begins without a head"));
+        }
+        let Frame::Head(head) = message.frames.remove(0) else { return Err(Malformed("a request begins without a head")) };
+        let request = head::decode_request(head)?;
+        let call = Arc::new(ServerCall {
+            id: header.call,
+            peer: Peer::of(&header),
+            request: Inbox::new(0),
+            credit: Arc::new(Credit::default()),
+            reply: Mutex::new(Some(reply)),
+            deserted: AtomicBool::new(false),
+            running: OnceLock::new(),
+        });
+        for frame in &message.frames {
+            if let Frame::Credit(limit) = frame {
+                call.credit.raise(*limit);
+            }
+        }
+        if call.request.push(message, true).is_err() {
+            return Err(Malformed("a request begins in its middle"));
+        }
+        lock(&self.node.run).insert((header.node, header.call), call.clone());
+        let body = Body::new(RequestBody { node: self.node.clone(), call: call.clone(), ended: false });
+        Ok((call, request.map(|()| body)))
+    }
+
+    fn refuse(&self, reply: &Subject, error: Malformed) {
+        tracing::warn!(%error, "a call is refused");
+        let refusal = Refusal::from(&Status::from(error));
+        self.node.post(reply, self.node.header(Kind::ToClient, 0).message(&[Frame::Reset(refusal)]));
+    }
+}
+
+impl ServerCall {
+    /// Says something about the call to its caller.
+    pub(crate) fn tell(&self, node: &Node, frames: &[Frame]) {
+        node.post(&self.peer.subject, node.header(Kind::ToClient, self.id).message(frames));
+    }
+}
+
+/// Takes the call off the node's list at its end, however that comes.
+struct Listed {
+    node: Arc<Node>,
+    call: Arc<ServerCall>,
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        lock(&self.node.run).remove(&(self.call.peer.node, self.call.id));
+        // The client library of the caller keeps a place for every request until it is answered.
+        if let Some(reply) = lock(&self.call.reply).take() {
+            let refusal = Refusal::from(&Status::cancelled("the call has ended without an answer"));
+            self.node.post(&reply, self.node.header(Kind::ToClient, self.call.id).message(&[Frame::Reset(refusal)]));
+        }
+    }
+}
+
+/// Runs the handler and sends its response.
+async fn run(node: Arc<Node>, call: Arc<ServerCall>, handler: Call) {
+    let listed = Listed { node, call };
+    let running = handler.handle();
+    let response = respond(&listed, handler).await;
+    let (parts, mut body) = response.into_parts();
+    let mut outgoing = Outgoing::new(listed.node.header(Kind::ToClient, listed.call.id), listed.call.credit.clone());
+    let head = head::encode_response(parts.status, &parts.headers);
+    if let Err(status) = outgoing.head(head, listed.node.max_payload()) {
+        let (parts, refusal) = status.into_http::<Body>().into_parts();
+        body = refusal;
+        outgoing.frame(&Frame::Head(head::encode_response(parts.status, &parts.headers)));
+    }
+    loop {
+        let filled = poll_fn(|cx| fill(cx, &listed, &running, &mut outgoing, &mut body)).await;
+        if listed.call.is_deserted() {
+            return;
+        }
+        let subject = lock(&listed.call.reply).take().unwrap_or_else(|| listed.call.peer.subject.clone());
+        if let Filled::Failed(status) = &filled {
+            outgoing.frame(&Frame::Reset(Refusal::from(status)));
+        }
+        // Fails only when the connection is closed for good, and then nobody listens.
+        if listed.node.client.publish(subject, outgoing.take()).await.is_err() || !matches!(filled, Filled::More) {
+            return;
+        }
+    }
+}
+
+async fn respond(listed: &Listed, handler: Call) -> http::Response<Body> {
+    let mut handler = pin!(handler);
+    tokio::select! {
+        biased;
+        response = &mut handler => return response,
+        () = tokio::time::sleep(SPEAK_UP_AFTER) => {}
+    }
+    listed.call.tell(&listed.node, &[]);
+    handler.await
+}
+
+fn fill(cx: &mut Context<'_>, listed: &Listed, running: &Running, outgoing: &mut Outgoing, body: &mut Body) -> Poll<Filled> {
+    let filled = outgoing.poll_fill(cx, body, listed.node.max_payload(), |cx| running.poll_over(cx).is_ready());
+    if listed.call.is_deserted() { Poll::Ready(Filled::Last) } else { filled }
+}
+
+/// The body of a request; the handler consumes it, and that gives the caller credit.
+struct RequestBody {
+    node: Arc<Node>,
+    call: Arc<ServerCall>,
+    ended: bool,
+}
+
+impl http_body::Body for RequestBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<BodyFrame<Bytes>, Status>>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        let window = self.node.window(lock(&self.node.run).len());
+        let (frame, limit) = match ready!(self.call.request.poll_next(cx, window)) {
+            Ok(next) => next,
+            Err(status) => {
+                self.ended = true;
+                return Poll::Ready(Some(Err(status)));
+            }
+        };
+        if let Some(limit) = limit {
+            self.call.tell(&self.node, &[Frame::Credit(limit)]);
+        }
+        Poll::Ready(match frame {
+            Frame::Data(bytes) => Some(Ok(BodyFrame::data(bytes))),
+            Frame::End | Frame::Trailers(_) => {
+                self.ended = true;
+                None
+            }
+            _ => Some(Err(Malformed("a request has two heads").into())),
+        })
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::default()
+    }
+}
