@@ -25,9 +25,18 @@ pub fn runtime_version() -> Result<String, EngineError> {
     Ok(ort::info().to_owned())
 }
 
+/// The library where an installation or the build tree has it, seen from the running program: beside it, in `../lib`, or in
+/// `target/third_party`. Tests run from one folder deeper than programs.
+fn beside_program() -> Option<PathBuf> {
+    let program = std::env::current_exe().ok()?;
+    let folder = program.parent()?;
+    let places = [".", "../lib", "../third_party/onnxruntime", "../../third_party/onnxruntime"];
+    places.iter().map(|place| folder.join(place).join(LIBRARY)).find(|path| path.is_file())
+}
+
 fn start() -> Result<Environment, String> {
     let given = std::env::var_os(LIBRARY_VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from);
-    let path = given.clone().unwrap_or_else(|| LIBRARY.into());
+    let path = given.clone().or_else(beside_program).unwrap_or_else(|| LIBRARY.into());
     let refuse = |reason: &dyn std::fmt::Display| {
         let found =
             if given.is_some() { format!("{LIBRARY_VARIABLE}={}", path.display()) } else { format!("{LIBRARY_VARIABLE} is not set") };
