@@ -13,7 +13,7 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::log::JsonLine;
-use crate::{LogFormat, TelemetryConfig, scrape, trace};
+use crate::{LogFormat, TelemetryConfig, scrape};
 
 /// The standard variable for a collector's address.
 const OTLP_ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
@@ -73,7 +73,6 @@ pub async fn init(config: &TelemetryConfig, service: &str) -> Result<Guard, Tele
         .with(log_layer(config.format, service).with_filter(level))
         .try_init()
         .map_err(|_| TelemetryError::Twice)?;
-    trace::set_propagate(config.propagate);
     let mut tasks = vec![scrape::install()?];
     if let Some(address) = config.metrics_listen {
         tasks.push(scrape::serve(address).await?);

@@ -15,8 +15,6 @@ pub struct TelemetryConfig {
     pub sampling_ratio: f64,
     /// Address of `/metrics`, `/healthz` and `/readyz`. Absent: no endpoint.
     pub metrics_listen: Option<SocketAddr>,
-    /// Carry the trace context in and out of calls. `false` where a trace must not cross a border.
-    pub propagate: bool,
 }
 
 /// Shape of a log line on stderr.
@@ -33,13 +31,6 @@ pub enum LogFormat {
 
 impl Default for TelemetryConfig {
     fn default() -> Self {
-        Self {
-            level: "info".to_owned(),
-            format: LogFormat::Auto,
-            otlp_endpoint: None,
-            sampling_ratio: 1.0,
-            metrics_listen: None,
-            propagate: true,
-        }
+        Self { level: "info".to_owned(), format: LogFormat::Auto, otlp_endpoint: None, sampling_ratio: 1.0, metrics_listen: None }
     }
 }

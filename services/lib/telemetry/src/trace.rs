@@ -1,5 +1,4 @@
 use std::sync::LazyLock;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use opentelemetry::propagation::{Extractor, Injector, TextMapPropagator};
@@ -11,18 +10,9 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 /// W3C `traceparent` and `tracestate`.
 static PROPAGATOR: LazyLock<TraceContextPropagator> = LazyLock::new(TraceContextPropagator::new);
 
-/// `[telemetry] propagate`.
-static PROPAGATE: AtomicBool = AtomicBool::new(true);
-
-pub(crate) fn set_propagate(propagate: bool) {
-    PROPAGATE.store(propagate, Ordering::Relaxed);
-}
-
 /// Writes the context of the current span into the headers of an outgoing call.
 pub fn inject(headers: &mut HeaderMap) {
-    if PROPAGATE.load(Ordering::Relaxed) {
-        PROPAGATOR.inject_context(&Span::current().context(), &mut HeadersMut(headers));
-    }
+    PROPAGATOR.inject_context(&Span::current().context(), &mut HeadersMut(headers));
 }
 
 /// The span of an incoming call, child of the caller's span named in `headers`.
@@ -47,12 +37,10 @@ pub fn server_span(headers: &HeaderMap, service: &str, method: &str) -> Span {
         rpc.method = method,
         rpc.grpc.status_code = field::Empty,
     );
-    if PROPAGATE.load(Ordering::Relaxed) {
-        let remote = PROPAGATOR.extract(&Headers(headers));
-        if remote.span().span_context().is_valid() {
-            // Fails only when no OpenTelemetry layer is installed, and then there is nothing to link.
-            let _ = span.set_parent(remote);
-        }
+    let remote = PROPAGATOR.extract(&Headers(headers));
+    if remote.span().span_context().is_valid() {
+        // Fails only when no OpenTelemetry layer is installed, and then there is nothing to link.
+        let _ = span.set_parent(remote);
     }
     span
 }
