@@ -1,0 +1,7 @@
+//! The image decoder as a process of its own.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    process::run("images", images::start)
+}

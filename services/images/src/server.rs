@@ -1,0 +1,34 @@
+use proto::v1;
+use proto::v1::images_server::Images;
+use tonic::{Request, Response, Status};
+
+use crate::error::Error;
+use crate::stage::Stage;
+
+/// The tonic service of one model.
+pub struct Server {
+    stage: Stage,
+}
+
+impl Server {
+    pub fn new(stage: Stage) -> Self {
+        Self { stage }
+    }
+}
+
+#[tonic::async_trait]
+impl Images for Server {
+    async fn decode(&self, request: Request<v1::DecodeImageRequest>) -> Result<Response<v1::DecodeImageResponse>, Status> {
+        let request = request.into_inner();
+        wire::images::codes(&request.codes, self.stage.grid()).map_err(Error::from)?;
+        wire::images::metadata(&request.metadata).map_err(Error::from)?;
+        let format = wire::sampling::format("format", request.format).map_err(Error::from)?;
+        let picture = self.stage.decode(request.codes, format, request.metadata.into_iter().collect()).await?;
+        Ok(Response::new(v1::DecodeImageResponse {
+            data: picture.data.into(),
+            media_type: pixels::media_type(format).to_owned(),
+            width: picture.width,
+            height: picture.height,
+        }))
+    }
+}
