@@ -1,6 +1,7 @@
 //! How close the matrix product comes to what the machine can do: memory reads for one row, multiply-adds for many.
 //!
-//! Limits and kernels are measured in the same run, in turns, and reported as ratios: the machine drifts more than kernels differ.
+//! Limits and kernels are measured in the same run, in turns, the best of several rounds each, and reported as ratios: the machine drifts
+//! more than kernels differ.
 //! `cargo bench -p cpu [-- THREADS]`
 
 use std::{
@@ -9,8 +10,6 @@ use std::{
 };
 
 use cpu::{Cpu, Dtype, Matrix};
-
-const ROUNDS: usize = 7;
 
 fn main() {
     let threads = std::env::args().skip(1).find_map(|arg| arg.parse().ok()).unwrap_or(0);
@@ -26,49 +25,56 @@ fn main() {
     many_rows(&cpu);
 }
 
-/// Weights of a layer of the 1.3B model, several times over so that no cache holds them.
-const N: usize = 5504;
+/// Terms of a sum: the width of the 1.3B model.
 const K: usize = 2048;
+/// Bytes of weights that one sample of little arithmetic goes through; samples take turns in a buffer that no cache holds.
+const SAMPLE: usize = 8 << 20;
+const BUFFER: usize = 256 << 20;
+/// Operations of one sample of much arithmetic.
+const SAMPLE_FLOPS: usize = 1_000_000_000;
 
 fn one_row(cpu: &Cpu) {
-    println!("\none row: weights {N} x {K}, GB/s (ratio to plain reading in the same run)");
-    let data = vec![1u8; 256 << 20];
-    let read = |bytes: &[u8]| measure(bytes.len(), || read_all(bytes, cpu.threads()));
+    println!("\none row, sums of {K}: GB/s of weights (ratio to plain reading in the same run)");
+    let data = vec![1u8; BUFFER];
     for (name, dtype) in [("f32", Dtype::F32), ("bf16", Dtype::BF16), ("f16", Dtype::F16)] {
-        let size = N * K * dtype.size();
-        let x = vec![1.0; K];
-        let mut y = vec![0.0; N];
-        let (mut limits, mut speeds) = (Vec::new(), Vec::new());
-        for _ in 0..ROUNDS {
-            limits.push(read(&data));
-            speeds.push(measure(data.len() / size * size, || {
-                for bytes in data.chunks_exact(size) {
-                    cpu.matmul(&x, &Matrix::new(bytes, dtype, N, K), None, black_box(&mut y));
-                }
-            }));
+        let (x, mut y) = (vec![1.0; K], vec![0.0; SAMPLE / K / dtype.size()]);
+        let (mut limit, mut speed) = (0.0f64, 0.0f64);
+        for (round, bytes) in data.chunks_exact(SAMPLE).enumerate() {
+            // Each reads what the other has read longest ago.
+            limit = limit.max(measure(SAMPLE, || read_all(bytes, cpu.threads())));
+            let bytes = &data[(round * SAMPLE + BUFFER / 2) % BUFFER..][..SAMPLE];
+            speed = speed.max(measure(SAMPLE, || product(cpu, bytes, dtype, &x, &mut y)));
         }
-        let (limit, speed) = (median(limits), median(speeds));
         println!("  {name:5} {speed:7.1}  limit {limit:7.1}  ratio {:.2}", speed / limit);
     }
 }
 
 fn many_rows(cpu: &Cpu) {
-    println!("\nmany rows: weights {N} x {K}, GFLOP/s (ratio to bare multiply-adds in the same run)");
+    println!("\nmany rows, sums of {K}: GFLOP/s (ratio to the lower of bare multiply-adds and plain reading in the same run)");
+    let data = vec![1u8; BUFFER];
     for (name, dtype) in [("f32", Dtype::F32), ("bf16", Dtype::BF16)] {
-        let bytes = vec![0u8; N * K * dtype.size()];
-        let w = Matrix::new(&bytes, dtype, N, K);
-        for rows in [4, 8, 16, 64, 512] {
-            let x = vec![1.0; rows * K];
-            let mut y = vec![0.0; rows * N];
-            let (mut limits, mut speeds) = (Vec::new(), Vec::new());
-            for _ in 0..ROUNDS {
-                limits.push(multiply_adds(cpu.threads()));
-                speeds.push(measure(2 * rows * N * K, || cpu.matmul(&x, &w, None, black_box(&mut y))));
+        for rows in [2, 4, 8, 16, 64, 512] {
+            let row = K * dtype.size();
+            let size = SAMPLE.min(SAMPLE_FLOPS / (2 * rows * K) * row) / row * row;
+            let flops = size / row * 2 * rows * K;
+            let (x, mut y) = (vec![1.0; rows * K], vec![0.0; rows * (size / row)]);
+            let (mut arithmetic, mut memory, mut speed) = (0.0f64, 0.0f64, 0.0f64);
+            for (round, bytes) in data.chunks_exact(SAMPLE).enumerate() {
+                arithmetic = arithmetic.max(multiply_adds(cpu.threads()));
+                memory = memory.max(measure(SAMPLE / dtype.size() * 2 * rows, || read_all(bytes, cpu.threads())));
+                let bytes = &data[(round * SAMPLE + BUFFER / 2) % BUFFER..][..size];
+                speed = speed.max(measure(flops, || product(cpu, bytes, dtype, &x, &mut y)));
             }
-            let (limit, speed) = (median(limits), median(speeds));
-            println!("  {name:5} {rows:4} rows {speed:7.1}  limit {limit:7.1}  ratio {:.2}", speed / limit);
+            let ratio = speed / arithmetic.min(memory);
+            println!("  {name:5} {rows:4} rows {speed:7.1}  multiply-adds {arithmetic:7.1}  reading {memory:7.1}  ratio {ratio:.2}");
         }
     }
+}
+
+/// The rows of `x` times the matrix that `bytes` hold.
+fn product(cpu: &Cpu, bytes: &[u8], dtype: Dtype, x: &[f32], y: &mut [f32]) {
+    cpu.matmul(x, &Matrix::new(bytes, dtype, bytes.len() / dtype.size() / K, K), None, y);
+    black_box(y);
 }
 
 /// Billions of `units` per second.
@@ -76,11 +82,6 @@ fn measure(units: usize, work: impl FnOnce()) -> f64 {
     let begin = Instant::now();
     work();
     units as f64 / begin.elapsed().max(Duration::from_nanos(1)).as_secs_f64() / 1e9
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
 
 /// Reads everything once, every thread a part.
@@ -103,7 +104,7 @@ fn read_all(bytes: &[u8], threads: usize) {
 
 /// Billions of floating-point operations per second of independent multiply-adds in registers.
 fn multiply_adds(threads: usize) -> f64 {
-    const ROUNDS: usize = 8_000_000;
+    const ROUNDS: usize = 2_000_000;
     measure(threads * ROUNDS * 12 * 8 * 2, || {
         std::thread::scope(|scope| {
             for _ in 0..threads {

@@ -69,9 +69,9 @@ fn score_block(job: &Job<'_>, kv_head: usize, queries: &[Query], keys: &[f32], s
             // SAFETY: every query and every key has `head_dim` elements.
             unsafe {
                 match chunk.len() {
-                    1 => sums[..1].copy_from_slice(&tile::<F32, 1>([query(0)], keys, head_dim)),
-                    2 => sums[..2].copy_from_slice(&tile::<F32, 2>([query(0), query(1)], keys, head_dim)),
-                    _ => sums = tile::<F32, 3>([query(0), query(1), query(2)], keys, head_dim),
+                    1 => sums[..1].copy_from_slice(&tile::<F32, 1, false>([query(0)], keys, head_dim, 0)),
+                    2 => sums[..2].copy_from_slice(&tile::<F32, 2, false>([query(0), query(1)], keys, head_dim, 0)),
+                    _ => sums = tile::<F32, 3, false>([query(0), query(1), query(2)], keys, head_dim, 0),
                 }
             }
             for (i, &sum) in sums[..chunk.len()].iter().enumerate() {

@@ -84,7 +84,12 @@ unsafe fn direct<const DTYPE: u8>(job: &Job<'_>, columns: Range<usize>) {
                 let x = &job.x[row * k + begin..];
                 let place = Place { row, column, width, first: begin == 0 };
                 // SAFETY: rows of `x` are `k` apart and hold `length` elements from `begin`; so do the weight rows; the caller owns the columns.
-                unsafe { tiles::<DTYPE>(job, &place, x, k, weights, length) }
+                unsafe {
+                    match row {
+                        0 => tiles::<DTYPE, true>(job, &place, x, k, weights, length),
+                        _ => tiles::<DTYPE, false>(job, &place, x, k, weights, length),
+                    }
+                }
             }
         }
         // SAFETY: the caller owns the columns.
@@ -109,12 +114,13 @@ unsafe fn through_panels<const DTYPE: u8>(job: &Job<'_>, columns: Range<usize>) 
                     let row = &job.w.row(column + c.min(width - 1))[begin * size(DTYPE)..];
                     // SAFETY: the row holds `length` elements from `begin`, the panel row `padded` of them.
                     unsafe { widen::<DTYPE>(row.as_ptr(), length, &mut panel[c * padded..(c + 1) * padded]) }
+                    fetch(row.as_ptr().wrapping_add(TILE_COLUMNS * k * size(DTYPE)), length * size(DTYPE));
                 }
                 let weights = std::array::from_fn(|c| panel[c * padded..].as_ptr().cast());
                 for row in rows.clone().step_by(TILE_ROWS) {
                     let place = Place { row, column, width, first: begin == 0 };
                     // SAFETY: rows of the block and of the panel hold `padded` elements; the caller owns the columns.
-                    unsafe { tiles::<F32>(job, &place, &block[row * padded..], padded, weights, padded) }
+                    unsafe { tiles::<F32, false>(job, &place, &block[row * padded..], padded, weights, padded) }
                 }
             }
         }
@@ -139,41 +145,58 @@ struct Place {
 /// `x` holds those rows, `stride` apart, `length` elements each; every pointer of `w` has `length` elements; the caller owns the columns.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn tiles<const DTYPE: u8>(job: &Job<'_>, place: &Place, x: &[f32], stride: usize, w: [*const u8; 4], length: usize) {
+unsafe fn tiles<const DTYPE: u8, const FETCH: bool>(
+    job: &Job<'_>,
+    place: &Place,
+    x: &[f32],
+    stride: usize,
+    w: [*const u8; 4],
+    length: usize,
+) {
     let row = |r: usize| x[r * stride..].as_ptr();
+    let ahead = if FETCH { TILE_COLUMNS * job.w.columns() * size(DTYPE) } else { 0 };
     // SAFETY: passed on from the caller.
     unsafe {
         match job.rows - place.row {
-            1 => store(job, place, tile::<DTYPE, 1>([row(0)], w, length)),
-            2 => store(job, place, tile::<DTYPE, 2>([row(0), row(1)], w, length)),
-            _ => store(job, place, tile::<DTYPE, 3>([row(0), row(1), row(2)], w, length)),
+            1 => store(job, place, tile::<DTYPE, 1, FETCH>([row(0)], w, length, ahead)),
+            2 => store(job, place, tile::<DTYPE, 2, FETCH>([row(0), row(1)], w, length, ahead)),
+            _ => store(job, place, tile::<DTYPE, 3, FETCH>([row(0), row(1), row(2)], w, length, ahead)),
         }
     }
 }
 
 /// The sums over `length` terms of `ROWS` rows with four columns, in the one order that all paths share.
 ///
+/// With `FETCH`, what lies `ahead` bytes after the weights is called into the cache: rows end too soon for the hardware to do that by itself.
+///
 /// # Safety
 /// Every pointer has `length` readable elements.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) unsafe fn tile<const DTYPE: u8, const ROWS: usize>(x: [*const f32; ROWS], w: [*const u8; 4], length: usize) -> [__m128; ROWS] {
+pub(crate) unsafe fn tile<const DTYPE: u8, const ROWS: usize, const FETCH: bool>(
+    x: [*const f32; ROWS],
+    w: [*const u8; 4],
+    length: usize,
+    ahead: usize,
+) -> [__m128; ROWS] {
     let mut sums = [[_mm256_setzero_ps(); 4]; ROWS];
-    let whole = length / 8 * 8;
+    let line = 64 / size(DTYPE); // elements
     let mut k = 0;
-    while k < whole {
-        let mut xs = [_mm256_setzero_ps(); ROWS];
-        for r in 0..ROWS {
-            // SAFETY: `k + 8 <= length`.
-            xs[r] = unsafe { load::<F32>(x[r].add(k).cast()) };
-        }
-        for c in 0..4 {
-            // SAFETY: `k + 8 <= length`.
-            let weight = unsafe { load::<DTYPE>(w[c].add(k * size(DTYPE))) };
-            for r in 0..ROWS {
-                sums[r][c] = _mm256_fmadd_ps(xs[r], weight, sums[r][c]);
+    while k + line <= length {
+        if FETCH {
+            for w in w {
+                _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add(k * size(DTYPE) + ahead).cast());
             }
         }
+        for step in (0..line).step_by(8) {
+            // SAFETY: `k + step + 8 <= length`.
+            unsafe { add_eight::<DTYPE, ROWS>(&mut sums, x, w, k + step) }
+        }
+        k += line;
+    }
+    while k + 8 <= length {
+        // SAFETY: `k + 8 <= length`.
+        unsafe { add_eight::<DTYPE, ROWS>(&mut sums, x, w, k) }
         k += 8;
     }
     if k < length {
@@ -197,6 +220,32 @@ pub(crate) unsafe fn tile<const DTYPE: u8, const ROWS: usize>(x: [*const f32; RO
     across
 }
 
+/// The terms `k .. k + 8` of all sums of a tile.
+///
+/// # Safety
+/// Every pointer has `k + 8` readable elements.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn add_eight<const DTYPE: u8, const ROWS: usize>(
+    sums: &mut [[__m256; 4]; ROWS],
+    x: [*const f32; ROWS],
+    w: [*const u8; 4],
+    k: usize,
+) {
+    let mut xs = [_mm256_setzero_ps(); ROWS];
+    for r in 0..ROWS {
+        // SAFETY: the caller promises the elements.
+        xs[r] = unsafe { load::<F32>(x[r].add(k).cast()) };
+    }
+    for c in 0..4 {
+        // SAFETY: the caller promises the elements.
+        let weight = unsafe { load::<DTYPE>(w[c].add(k * size(DTYPE))) };
+        for r in 0..ROWS {
+            sums[r][c] = _mm256_fmadd_ps(xs[r], weight, sums[r][c]);
+        }
+    }
+}
+
 /// Writes or adds a tile's sums.
 ///
 /// # Safety
@@ -205,13 +254,18 @@ pub(crate) unsafe fn tile<const DTYPE: u8, const ROWS: usize>(x: [*const f32; RO
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn store<const ROWS: usize>(job: &Job<'_>, place: &Place, sums: [__m128; ROWS]) {
     for (r, sums) in sums.into_iter().enumerate() {
-        let mut values = [0.0; 4];
-        // SAFETY: four values into an array of four; then as many elements of `y` as exist.
+        // SAFETY: `width` columns from `place.column` on exist in this row and are the caller's; four values fit the array.
         unsafe {
-            _mm_storeu_ps(values.as_mut_ptr(), sums);
-            for (c, &value) in values[..place.width].iter().enumerate() {
-                let before = if place.first { 0.0 } else { job.get(place.row + r, place.column + c) };
-                job.put(place.row + r, place.column + c, before + value);
+            let y = job.row(place.row + r).add(place.column);
+            if place.width == TILE_COLUMNS {
+                let before = if place.first { _mm_setzero_ps() } else { _mm_loadu_ps(y) };
+                _mm_storeu_ps(y, _mm_add_ps(before, sums));
+            } else {
+                let mut values = [0.0; TILE_COLUMNS];
+                _mm_storeu_ps(values.as_mut_ptr(), sums);
+                for (c, &value) in values[..place.width].iter().enumerate() {
+                    *y.add(c) = if place.first { 0.0 } else { *y.add(c) } + value;
+                }
             }
         }
     }
@@ -224,8 +278,17 @@ unsafe fn add_bias(job: &Job<'_>, rows: Range<usize>, columns: Range<usize>) {
     for row in rows {
         for column in columns.clone() {
             // SAFETY: inside `y`, and the caller owns the columns.
-            unsafe { job.put(row, column, job.get(row, column) + bias[column]) }
+            unsafe { *job.row(row).add(column) += bias[column] }
         }
+    }
+}
+
+/// Calls `bytes` from `p` on into the second cache; `p` need not be valid.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn fetch(p: *const u8, bytes: usize) {
+    for line in (0..bytes).step_by(64) {
+        _mm_prefetch::<_MM_HINT_T1>(p.wrapping_add(line).cast());
     }
 }
 

@@ -54,20 +54,14 @@ pub(crate) struct Job<'a> {
 unsafe impl Sync for Job<'_> {}
 
 impl Job<'_> {
+    /// The `n` elements of row `row` of `y`.
+    ///
     /// # Safety
-    /// `row < rows`, `column < n`, and no other thread touches this element.
+    /// `row < rows`; whoever reads or writes through the pointer keeps to columns of its own.
     #[inline(always)]
-    pub unsafe fn put(&self, row: usize, column: usize, value: f32) {
-        // SAFETY: `y` has `rows * n` elements and the caller keeps inside and to itself.
-        unsafe { *self.y.add(row * self.w.rows() + column) = value }
-    }
-
-    /// # Safety
-    /// As for `put`.
-    #[inline(always)]
-    pub unsafe fn get(&self, row: usize, column: usize) -> f32 {
-        // SAFETY: `y` has `rows * n` elements and the caller keeps inside and to itself.
-        unsafe { *self.y.add(row * self.w.rows() + column) }
+    pub unsafe fn row(&self, row: usize) -> *mut f32 {
+        // SAFETY: `y` has `rows` rows of `n` elements.
+        unsafe { self.y.add(row * self.w.rows()) }
     }
 }
 

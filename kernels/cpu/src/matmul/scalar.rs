@@ -17,7 +17,7 @@ unsafe fn columns(job: &Job<'_>, columns: Range<usize>) {
         for m in 0..job.rows {
             let sum = dot(&job.x[m * k..(m + 1) * k], &w) + job.bias.map_or(0.0, |bias| bias[n]);
             // SAFETY: `m < rows`, and the caller owns the columns.
-            unsafe { job.put(m, n, sum) }
+            unsafe { *job.row(m).add(n) = sum }
         }
     }
 }
