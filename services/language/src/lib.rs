@@ -58,13 +58,16 @@ async fn load(model: LoadedModel, config: &LanguageConfig, models: usize) -> any
     let card = ::models::card(&model.checkpoint).map_err(refused)?;
     let block_bytes = ::models::kv_block_bytes(&model.checkpoint).map_err(refused)?;
     let kv_blocks = config.kv_blocks(card.context_length, block_bytes, models)?;
-    tracing::info!(model = model.name, kv_blocks, kv_cache_bytes = kv_blocks * block_bytes, "loading");
     let options = LoadOptions { kv_blocks, threads: config.threads };
+    let name = model.name.clone();
     let load = move || {
         let loaded = models::load_language(&model.checkpoint, &options);
         loaded.map_err(|error| BadCheckpoint { model: model.name, reason: error.to_string() })
     };
-    Ok(tokio::task::spawn_blocking(load).await.context("loading the language models")??)
+    let loaded = tokio::task::spawn_blocking(load).await.context("loading the language models")??;
+    // Not before: a checkpoint that is refused is told in one line.
+    tracing::info!(model = name, kv_blocks, kv_cache_bytes = kv_blocks * block_bytes, "loaded");
+    Ok(loaded)
 }
 
 /// Keep the gauges current while the engine lives, and report the service as not servable when it has died.

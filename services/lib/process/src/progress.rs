@@ -1,5 +1,6 @@
 use std::io::IsTerminal;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
@@ -61,15 +62,17 @@ impl Drop for Moving {
     }
 }
 
-/// A line at 0, 25, 50, 75 and 100 %, for logs.
+/// Work that is done sooner is not worth a line in a log.
+const SHORT: Duration = Duration::from_secs(2);
+
+/// A line at 0, 25, 50, 75 and 100 %, for logs, once the work has taken a while.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Lines;
 
 impl Progress for Lines {
     fn start(&self, what: &str, total: u64, _unit: Unit) -> Box<dyn Bar> {
-        let mut quarters = Quarters { what: what.to_owned(), total: total.max(1), next: 0, print: |line: &str| eprintln!("{line}") };
-        quarters.set(0);
-        Box::new(quarters)
+        let told_from = Instant::now() + SHORT;
+        Box::new(Quarters { what: what.to_owned(), total: total.max(1), next: 0, told_from, print: |line: &str| eprintln!("{line}") })
     }
 }
 
@@ -78,6 +81,8 @@ struct Quarters<P> {
     total: u64,
     /// The next quarter to report, 0..=5.
     next: u64,
+    /// What is reached before this is not printed.
+    told_from: Instant,
     print: P,
 }
 
@@ -85,7 +90,9 @@ impl<P: FnMut(&str) + Send> Bar for Quarters<P> {
     fn set(&mut self, done: u64) {
         let reached = done.min(self.total).saturating_mul(4) / self.total;
         if reached >= self.next {
-            (self.print)(&format!("{}: {} %", self.what, reached * 25));
+            if Instant::now() >= self.told_from {
+                (self.print)(&format!("{}: {} %", self.what, reached * 25));
+            }
             self.next = reached + 1;
         }
     }
@@ -118,7 +125,7 @@ mod tests {
             (3, vec![9], "100"),
         ] {
             let mut lines = Vec::new();
-            let mut bar = Quarters { what: "x".to_owned(), total, next: 0, print: |line: &str| lines.push(line.to_owned()) };
+            let mut bar = Quarters { what: "x".to_owned(), total, next: 0, told_from: Instant::now(), print: |line: &str| lines.push(line.to_owned()) };
             steps.into_iter().for_each(|done| bar.set(done));
             let percents: Vec<_> = lines.iter().map(|line| line.trim_start_matches("x: ").trim_end_matches(" %")).collect();
             assert_eq!(percents.join(" "), expected);
