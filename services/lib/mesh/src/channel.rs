@@ -41,6 +41,7 @@ impl Channel {
         match self.mesh.wires() {
             Wires::Local(registry) => Ok(registry.call(&self.target.target, request)?.await),
             Wires::Nats(connected) => nats::call(&connected.node, &self.target, request).await,
+            Wires::Direct(direct) => direct.call(&self.target, request).await,
         }
     }
 
@@ -48,7 +49,7 @@ impl Channel {
     fn own_deadline(&self, request: &http::Request<Body>) -> Result<Option<Instant>, Status> {
         match self.mesh.wires() {
             Wires::Local(_) => Ok(None),
-            Wires::Nats(_) => deadline::deadline(request.headers()),
+            Wires::Nats(_) | Wires::Direct(_) => deadline::deadline(request.headers()),
         }
     }
 }

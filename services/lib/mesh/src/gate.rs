@@ -21,6 +21,8 @@ pub(crate) struct Gate {
     state: Mutex<State>,
     /// How many calls run now.
     running: watch::Sender<usize>,
+    /// How many connections are used for this target.
+    visits: watch::Sender<usize>,
     withdrawn: CancellationToken,
 }
 
@@ -44,7 +46,7 @@ struct State {
 impl Gate {
     pub(crate) fn new(limit: usize) -> Arc<Self> {
         let state = State { calls: HashMap::new(), counts: Counts::default(), closed: None };
-        Arc::new(Self { limit, state: Mutex::new(state), running: watch::Sender::new(0), withdrawn: CancellationToken::new() })
+        Arc::new(Self { limit, state: Mutex::new(state), running: watch::Sender::new(0), visits: watch::Sender::new(0), withdrawn: CancellationToken::new() })
     }
 
     /// Lets one call in, or says why not: RESOURCE_EXHAUSTED over the limit, UNAVAILABLE after [`close`](Self::close).
@@ -81,9 +83,16 @@ impl Gate {
         self.withdrawn.cancelled().await;
     }
 
-    /// Resolves when no call runs.
+    /// Counts a connection over which calls may come until it ends.
+    pub(crate) fn visit(self: &Arc<Self>) -> Visit {
+        self.visits.send_modify(|visits| *visits += 1);
+        Visit(self.clone())
+    }
+
+    /// Resolves when no call runs and none can come over a connection that is still there.
     pub(crate) async fn idle(&self) {
-        // Fails only without a sender, which is part of the gate.
+        // Both fail only without a sender, which is part of the gate.
+        let _ = self.visits.subscribe().wait_for(|visits| *visits == 0).await;
         let _ = self.running.subscribe().wait_for(|running| *running == 0).await;
     }
 
@@ -97,6 +106,15 @@ impl Gate {
         for call in calls.iter().filter_map(Weak::upgrade) {
             call.end(status.clone());
         }
+    }
+}
+
+/// A connection that brings calls.
+pub(crate) struct Visit(Arc<Gate>);
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        self.0.visits.send_modify(|visits| *visits -= 1);
     }
 }
 

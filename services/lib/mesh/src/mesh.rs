@@ -5,10 +5,11 @@ use tonic::Status;
 
 use crate::channel::Channel;
 use crate::config::{MeshConfig, Wire};
+use crate::direct::{Direct, Place};
 use crate::error::MeshError;
 use crate::gate::{Gate, Instance};
 use crate::local::Registry;
-use crate::nats::{self, Node, Offer};
+use crate::nats::{self, Connected, Located, Node, Offer};
 use crate::routes::Routes;
 use crate::target::{Named, Target};
 
@@ -30,6 +31,18 @@ struct Shared {
 pub(crate) enum Wires {
     Local(Registry),
     Nats(nats::Connected),
+    Direct(Direct),
+}
+
+impl Wires {
+    /// The connection to the broker, on the wires that have one.
+    fn node(&self) -> Option<&Arc<Node>> {
+        match self {
+            Self::Local(_) => None,
+            Self::Nats(connected) => Some(&connected.node),
+            Self::Direct(direct) => Some(direct.node()),
+        }
+    }
 }
 
 impl Mesh {
@@ -46,7 +59,10 @@ impl Mesh {
                 let url = config.nats_url.as_deref().ok_or(MeshError::UrlMissing("nats"))?;
                 Ok(Self::over(Wires::Nats(Node::connect(url, config).await?), config))
             }
-            Wire::Direct => Err(MeshError::UrlMissing("direct")),
+            Wire::Direct => {
+                let url = config.nats_url.as_deref().ok_or(MeshError::UrlMissing("direct"))?;
+                Ok(Self::over(Wires::Direct(Direct::connect(url, config).await?), config))
+            }
         }
     }
 
@@ -59,12 +75,20 @@ impl Mesh {
     pub async fn serve(&self, target: Target, routes: Routes) -> Result<Serving, MeshError> {
         let gate = Gate::new(self.shared.max_calls);
         let instance = Arc::new(Instance { table: routes.table()?, gate });
-        let mut offer = None;
+        let (mut offer, mut place) = (None, None);
         match &self.shared.wires {
             Wires::Local(registry) => registry.add(target.clone(), instance.clone()),
-            Wires::Nats(connected) => offer = Some(Offer::start(&connected.node, &Named::new(&target), &instance, None).await?),
+            Wires::Nats(connected) => {
+                let located = Located::new(&connected.node, None);
+                offer = Some(Offer::start(&connected.node, &Named::new(&target), &instance, located).await?);
+            }
+            Wires::Direct(direct) => {
+                let located = Located::new(direct.node(), Some(direct.hall().address().await?));
+                place = Some(direct.hall().admit(&located.instance, instance.clone()));
+                offer = Some(Offer::start(direct.node(), &Named::new(&target), &instance, located).await?);
+            }
         }
-        Ok(Serving { mesh: self.clone(), target, instance, offer })
+        Ok(Serving { mesh: self.clone(), target, instance, offer, _place: place })
     }
 
     /// Calls to `target`, wherever it is served.
@@ -76,7 +100,8 @@ impl Mesh {
     pub async fn is_served(&self, target: &Target) -> bool {
         match &self.shared.wires {
             Wires::Local(registry) => registry.is_served(target),
-            Wires::Nats(connected) => nats::is_served(&connected.node, &Named::new(target)).await,
+            Wires::Nats(Connected { node, .. }) => nats::is_served(node, &Named::new(target)).await,
+            Wires::Direct(direct) => nats::is_served(direct.node(), &Named::new(target)).await,
         }
     }
 
@@ -103,6 +128,7 @@ pub struct Serving {
     target: Target,
     instance: Arc<Instance>,
     offer: Option<Offer>,
+    _place: Option<Place>,
 }
 
 impl Serving {
@@ -123,9 +149,9 @@ impl Serving {
             // Their callers are told so; a moment is enough for that.
             let _ = tokio::time::timeout(FAREWELL, self.instance.gate.idle()).await;
         }
-        if let Wires::Nats(connected) = &self.mesh.shared.wires {
+        if let Some(node) = self.mesh.shared.wires.node() {
             // Fails only when the connection is gone, and with it what was to be sent.
-            let _ = tokio::time::timeout(FAREWELL, connected.node.client.flush()).await;
+            let _ = tokio::time::timeout(FAREWELL, node.client.flush()).await;
         }
     }
 
@@ -138,7 +164,7 @@ impl Serving {
         self.instance.gate.withdraw();
         match &self.mesh.shared.wires {
             Wires::Local(registry) => registry.remove(&self.target, &self.instance),
-            Wires::Nats(_) => {}
+            Wires::Nats(_) | Wires::Direct(_) => {}
         }
     }
 

@@ -16,11 +16,11 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::body::Body;
 
-use super::{CONNECTION_WINDOW_BYTES, FRAME_BYTES, STREAM_WINDOW_BYTES};
+use super::{CONNECTION_WINDOW_BYTES, FRAME_BYTES, HEADER_LIST_BYTES, STREAM_WINDOW_BYTES};
 use crate::call;
 use crate::config::MeshConfig;
 use crate::error::MeshError;
-use crate::gate::{Gate, Instance};
+use crate::gate::{Gate, Instance, Visit};
 use crate::routes::Routes;
 
 /// Calls that one connection may carry at once; an instance's own limit answers with a status before this one makes callers wait.
@@ -37,13 +37,22 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub async fn listen(listener: TcpListener, routes: Routes, shutdown: impl Future<Output = ()>) -> Result<(), MeshError> {
     let gate = Gate::new(MeshConfig::default().max_calls);
     let instance = Arc::new(Instance { table: routes.table()?, gate });
-    let pick: Pick = Arc::new(move |_| Some(instance.clone()));
+    let pick: Pick = Arc::new(move |_, _| Some(instance.clone()));
     accept(listener, pick, shutdown).await;
     Ok(())
 }
 
-/// Finds the instance that a request is for by its headers.
-pub(super) type Pick = Arc<dyn Fn(&http::HeaderMap) -> Option<Arc<Instance>> + Send + Sync>;
+/// Asked by a peer before its first call: OK if the instance that its headers name is here.
+pub(super) const HELLO: &str = "/janua-hello";
+
+/// Finds the instance that a request is for by its path and headers.
+pub(super) type Pick = Arc<dyn Fn(&str, &http::HeaderMap) -> Option<Arc<Instance>> + Send + Sync>;
+
+/// The instance that a connection is used for, which therefore waits for it when it withdraws.
+struct UsedFor {
+    instance: Arc<Instance>,
+    _visit: Visit,
+}
 
 /// Takes connections until `shutdown`, then lets them end in their own time.
 pub(super) async fn accept(listener: TcpListener, pick: Pick, shutdown: impl Future<Output = ()>) {
@@ -84,7 +93,7 @@ async fn serve(socket: TcpStream, peer: SocketAddr, pick: Pick, leave: Cancellat
     });
     let connection = settings().serve_connection(TokioIo::new(socket), service);
     tokio::pin!(connection);
-    let withdrawn = async { used_for.wait().await.gate.withdrawn().await };
+    let withdrawn = async { used_for.wait().await.instance.gate.withdrawn().await };
     let ended = tokio::select! {
         ended = connection.as_mut() => Some(ended),
         () = leave.cancelled() => None,
@@ -104,20 +113,31 @@ async fn serve(socket: TcpStream, peer: SocketAddr, pick: Pick, leave: Cancellat
 
 fn answer(
     pick: &Pick,
-    used_for: &SetOnce<Arc<Instance>>,
+    used_for: &SetOnce<UsedFor>,
     request: http::Request<Incoming>,
 ) -> impl Future<Output = Result<http::Response<Body>, Infallible>> + use<> {
-    let call = pick(request.headers()).map(|instance| {
-        // Fails on every request but the first: a peer uses one connection for one target.
-        let _ = used_for.set(instance.clone());
-        call::start(&instance.table, &instance.gate, request.map(Body::new))
-    });
+    let picked = pick(request.uri().path(), request.headers());
+    if let Some(instance) = &picked {
+        // Fails on every request but the first: a peer uses one connection for one instance.
+        let _ = used_for.set(UsedFor { instance: instance.clone(), _visit: instance.gate.visit() });
+    }
+    let call = match picked {
+        _ if request.uri().path() == HELLO => Err(greeting(picked.is_some_and(|instance| !instance.gate.is_withdrawn()))),
+        Some(instance) => Ok(call::start(&instance.table, &instance.gate, request.map(Body::new))),
+        None => Err(Status::unavailable("the called target is not offered here").into_http()),
+    };
     async {
         Ok(match call {
-            Some(call) => call.await,
-            None => Status::unavailable("the called target is not offered here").into_http(),
+            Ok(call) => call.await,
+            Err(answer) => answer,
         })
     }
+}
+
+fn greeting(is_here: bool) -> http::Response<Body> {
+    let mut answer = http::Response::new(Body::empty());
+    *answer.status_mut() = if is_here { http::StatusCode::OK } else { http::StatusCode::MISDIRECTED_REQUEST };
+    answer
 }
 
 fn settings() -> http2::Builder<TokioExecutor> {
@@ -127,6 +147,7 @@ fn settings() -> http2::Builder<TokioExecutor> {
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_frame_size(FRAME_BYTES)
+        .max_header_list_size(HEADER_LIST_BYTES)
         .max_concurrent_streams(CALLS_PER_CONNECTION)
         .keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE);

@@ -34,4 +34,4 @@ mod server;
 
 pub(crate) use client::call;
 pub(crate) use node::{Connected, Node};
-pub(crate) use offer::{Located, Offer, is_served};
+pub(crate) use offer::{Located, Offer, is_served, locate};

@@ -1,5 +1,6 @@
 //! Offering a target on NATS: the subscriptions that bring its calls, and giving them up without losing one.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use futures::{FutureExt as _, StreamExt as _};
 use serde::{Deserialize, Serialize};
 use tokio::sync::SetOnce;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::frame::{Frame, Kind, Message};
 use super::micro::{self, Card};
@@ -24,6 +26,8 @@ use crate::target::Named;
 pub(crate) const QUEUE: &str = "janua";
 /// How long those who look for an instance wait for an answer: instances that are leaving give none.
 const LOCATE_LIMIT: Duration = Duration::from_millis(500);
+/// How long they wait for further answers after one.
+const LOCATE_MOMENT: Duration = Duration::from_millis(30);
 /// How many calls may be on their way to an instance that withdraws, see [`leave`].
 const LEAVE_AFTER: u64 = 256;
 /// How long an instance that withdraws goes on pushing itself out of the queue group.
@@ -45,10 +49,46 @@ pub(crate) struct Located {
     pub address: Option<SocketAddr>,
 }
 
+/// All instances of `target` that take calls, as far as they answer within a moment of the first.
+pub(crate) async fn locate(node: &Node, target: &Named) -> HashSet<Located> {
+    let mut located = HashSet::new();
+    let inbox = Subject::from(node.client.new_inbox());
+    let Ok(mut answers) = node.client.subscribe(inbox.clone()).await else { return located };
+    let question = node.header(Kind::Locate, 0).message(&[]);
+    if node.client.publish_with_reply(everyone_subject(target), inbox, question).await.is_err() {
+        return located;
+    }
+    let mut end = Instant::now() + LOCATE_LIMIT;
+    while let Ok(Some(answer)) = tokio::time::timeout_at(end, answers.next()).await {
+        // Nobody listens on the subject.
+        if answer.status.is_some() {
+            break;
+        }
+        let Ok(message) = Message::decode(answer.payload) else { continue };
+        for frame in message.frames {
+            if let Frame::Instance(json) = frame
+                && let Ok(instance) = serde_json::from_slice(&json)
+            {
+                located.insert(instance);
+            }
+        }
+        end = end.min(Instant::now() + LOCATE_MOMENT);
+    }
+    located
+}
+
 /// Whether any instance of `target` takes calls.
 pub(crate) async fn is_served(node: &Node, target: &Named) -> bool {
     let question = Request::new().payload(node.header(Kind::Locate, 0).message(&[])).timeout(Some(LOCATE_LIMIT));
     node.client.send_request(everyone_subject(target), question).await.is_ok()
+}
+
+impl Located {
+    /// A new instance of this process.
+    pub(crate) fn new(node: &Node, address: Option<SocketAddr>) -> Self {
+        // The last token of an inbox is unique.
+        Self { instance: node.client.new_inbox().rsplit('.').next().unwrap_or_default().to_owned(), address }
+    }
 }
 
 /// A target offered on NATS; dropping it takes the offer back at once.
@@ -63,11 +103,9 @@ impl Offer {
         node: &Arc<Node>,
         target: &Named,
         instance: &Arc<Instance>,
-        address: Option<SocketAddr>,
+        located: Located,
     ) -> Result<Self, MeshError> {
         let subject = Subject::from(&*target.subject);
-        let name = node.client.new_inbox().rsplit('.').next().unwrap_or_default().to_owned();
-        let located = Located { instance: name, address };
         let everyone = node.subscribe(everyone_subject(target), None).await?;
         let opens = node.subscribe(subject.clone(), Some(QUEUE)).await?;
         let mut tasks = JoinSet::new();

@@ -1,15 +1,19 @@
 //! What has to do with the nats-server itself: its restart, its tooling, and strangers on its subjects.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::stream;
+use mesh::MeshConfig;
 use serde_json::Value;
 use testkit::wait_until;
+use tokio::net::TcpListener;
 use tonic::Code;
 
 use crate::basics::{ask, blobs};
+use crate::generated::conformance_client::ConformanceClient;
 use crate::generated::{Ask, End};
 use crate::service::{Service, Watch};
 use crate::world::{LIMIT, Over, World};
@@ -17,6 +21,55 @@ use crate::world::{LIMIT, Over, World};
 conformance! { [Nats NatsShort Direct]
     a_restarted_nats_server_is_found_again calls_during_an_outage_end_one_way_or_the_other
     the_services_api_lists_the_instance strangers_on_the_subjects_disturb_nobody
+}
+
+conformance! { [Direct]
+    an_address_that_cannot_be_dialled_is_no_obstacle calls_go_over_the_connection_and_not_over_nats
+    a_client_from_outside_needs_no_mesh
+}
+
+/// The address that the instance tells leads to nobody, or to another process: its calls go over NATS.
+async fn an_address_that_cannot_be_dialled_is_no_obstacle(over: Over) {
+    let stranger = World::new(over).await;
+    let _elsewhere = stranger.serve(&Service::named("stranger")).await;
+    let wrong = [TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap(), address_of(&stranger).await];
+    for address in wrong {
+        let bind = Some("127.0.0.1:0".parse().unwrap());
+        let world = World::with(over, |config| MeshConfig { advertise: Some(address), bind, ..config }).await;
+        let _serving = world.serve(&Service::named("a")).await;
+        for _ in 0..3 {
+            assert_eq!(world.client().unary(ask(b"x")).await.unwrap().into_inner().instance, "a");
+        }
+        assert_eq!(world.client().upload(stream::iter(blobs(100, 1000))).await.unwrap().into_inner().count, 100);
+    }
+}
+
+async fn calls_go_over_the_connection_and_not_over_nats(over: Over) {
+    let mut world = World::new(over).await;
+    let _serving = world.serve(&Service::named("a")).await;
+    let mut client = world.client();
+    client.unary(ask(b"x")).await.unwrap();
+    world.broker.as_mut().unwrap().kill();
+    for _ in 0..3 {
+        client.unary(ask(b"x")).await.unwrap();
+    }
+}
+
+async fn a_client_from_outside_needs_no_mesh(over: Over) {
+    let world = World::new(over).await;
+    let _serving = world.serve(&Service::named("a")).await;
+    let endpoint = tonic::transport::Endpoint::new(format!("http://{}", address_of(&world).await)).unwrap();
+    let mut client = ConformanceClient::new(endpoint.connect().await.unwrap());
+    assert_eq!(client.unary(ask(b"x")).await.unwrap().into_inner().instance, "a");
+    assert_eq!(client.upload(stream::iter(blobs(100, 1000))).await.unwrap().into_inner().count, 100);
+}
+
+/// The address that the world's one instance tells.
+async fn address_of(world: &World) -> SocketAddr {
+    let nats = async_nats::connect(world.url()).await.unwrap();
+    let info = nats.request("$SRV.INFO.janua-conformance", "".into()).await.unwrap();
+    let info: Value = serde_json::from_slice(&info.payload).unwrap();
+    info["metadata"]["address"].as_str().unwrap().parse().unwrap()
 }
 
 async fn a_restarted_nats_server_is_found_again(over: Over) {

@@ -2,11 +2,12 @@
 
 use futures::future::join_all;
 use futures::{StreamExt as _, stream};
+use testkit::wait_until;
 
 use crate::basics::{ask, blobs};
 use crate::generated::Ask;
 use crate::service::{Service, Watch};
-use crate::world::{Over, World};
+use crate::world::{LIMIT, Over, World};
 
 conformance! { [InProcess Nats NatsShort Direct]
     calls_are_spread_over_the_instances two_hundred_mixed_calls_at_once
@@ -22,10 +23,18 @@ async fn calls_are_spread_over_the_instances(over: Over) {
         servings.push((mesh, serving));
     }
     let mut client = world.client();
+    let count = || services.each_ref().map(|service| Watch::count(&service.watch.started));
+    wait_until("all instances to be found", LIMIT, async || {
+        client.unary(ask(b"x")).await.unwrap();
+        count().iter().all(|count| *count > 0)
+    })
+    .await;
+    let before = count();
     for _ in 0..300 {
         client.unary(ask(b"x")).await.unwrap();
     }
-    let counts = services.each_ref().map(|service| Watch::count(&service.watch.started));
+    let after = count();
+    let counts = [0, 1, 2].map(|number| after[number] - before[number]);
     assert_eq!(counts.iter().sum::<usize>(), 300);
     // With a fair coin 100 each, and fewer than 50 once in a hundred million runs.
     assert!(counts.iter().all(|count| *count >= 50), "{counts:?}");

@@ -1,0 +1,184 @@
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::Instant;
+use tonic::Status;
+use tonic::body::Body;
+
+use super::line::{Driver, Line};
+use crate::nats::{self, Located, Node};
+use crate::target::Named;
+
+/// How often instances are looked for while calls are made: so late does a new one get its share.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Without a call for so long, nobody looks.
+const IDLE_AFTER: Duration = Duration::from_secs(30);
+/// An address that could not be dialled is tried again after so long, and twice as long each time up to the limit.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// How many connections one call tries that end under its hands.
+const TRIES: usize = 4;
+
+/// The connections to the instances of one target.
+///
+/// A task of its own finds and dials instances; calls take a connection from what it has published, and wait for it only when
+/// there is none.
+pub(super) struct Pool {
+    shared: Arc<Shared>,
+    keeper: AbortHandle,
+}
+
+struct Shared {
+    lines: watch::Sender<Lines>,
+    /// Calls made so far: shows the keeper that the pool is in use, and whose turn it is.
+    calls: AtomicUsize,
+    wanted: Notify,
+}
+
+#[derive(Clone, Default)]
+struct Lines {
+    open: Vec<Arc<Line>>,
+    /// How many times instances have been looked for.
+    rounds: u64,
+}
+
+/// What became of a request.
+pub(super) enum Sent {
+    Done(Result<http::Response<Body>, Status>),
+    /// No instance can be dialled.
+    Unreachable(Box<http::Request<Body>>),
+}
+
+impl Pool {
+    pub(super) fn new(node: &Arc<Node>, target: &Named) -> Arc<Self> {
+        let shared = Arc::new(Shared { lines: watch::Sender::default(), calls: AtomicUsize::new(0), wanted: Notify::new() });
+        let keeper = Keeper { node: node.clone(), target: target.clone(), shared: shared.clone(), failed: HashMap::new() };
+        Arc::new(Self { keeper: tokio::spawn(keeper.run()).abort_handle(), shared })
+    }
+
+    /// Makes one call. A request that a closing connection gives back goes to another one.
+    pub(super) async fn send(&self, mut request: http::Request<Body>) -> Sent {
+        for _ in 0..TRIES {
+            let Some(line) = self.line().await else { break };
+            match line.send(request).await {
+                Ok(outcome) => return Sent::Done(outcome),
+                Err(unsent) => {
+                    request = unsent;
+                    self.shared.forget(&line);
+                }
+            }
+        }
+        Sent::Unreachable(Box::new(request))
+    }
+
+    /// The connection with the fewest calls on it, each in its turn among equals. Waits for one look around if there is none.
+    async fn line(&self) -> Option<Arc<Line>> {
+        let turn = self.shared.calls.fetch_add(1, Ordering::Relaxed);
+        if let Some(line) = self.shared.pick(turn) {
+            return Some(line);
+        }
+        let mut lines = self.shared.lines.subscribe();
+        let rounds = lines.borrow().rounds;
+        self.shared.wanted.notify_one();
+        // A round that is under way may miss an instance that has come just now; then the call goes over NATS.
+        let _ = lines.wait_for(|lines| !lines.open.is_empty() || lines.rounds >= rounds + 1).await;
+        self.shared.pick(turn)
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.keeper.abort();
+    }
+}
+
+impl Shared {
+    fn pick(&self, turn: usize) -> Option<Arc<Line>> {
+        let lines = self.lines.borrow();
+        let count = lines.open.len();
+        let in_turn = (0..count).map(|step| &lines.open[(turn + step) % count]);
+        in_turn.filter(|line| line.is_open()).min_by_key(|line| line.load()).cloned()
+    }
+
+    fn forget(&self, line: &Arc<Line>) {
+        self.lines.send_modify(|lines| lines.open.retain(|other| !Arc::ptr_eq(other, line)));
+        self.wanted.notify_one();
+    }
+}
+
+/// Keeps the pool's connections.
+struct Keeper {
+    node: Arc<Node>,
+    target: Named,
+    shared: Arc<Shared>,
+    /// Instances that could not be dialled, and when to try them again.
+    failed: HashMap<Located, Retry>,
+}
+
+#[derive(Clone, Copy)]
+struct Retry {
+    at: Instant,
+    pause: Duration,
+}
+
+impl Keeper {
+    async fn run(mut self) {
+        let mut drivers = JoinSet::new();
+        let mut seen = usize::MAX;
+        loop {
+            self.look(&mut drivers).await;
+            // As long as calls are made there is a look now and then, otherwise when one is asked for.
+            let calls = self.shared.calls.load(Ordering::Relaxed);
+            let pause = if calls == seen { IDLE_AFTER } else { LOOK_EVERY };
+            seen = calls;
+            let _ = tokio::time::timeout(pause, self.shared.wanted.notified()).await;
+            while drivers.try_join_next().is_some() {}
+        }
+    }
+
+    /// Looks for instances and dials those that there is no connection to.
+    async fn look(&mut self, drivers: &mut JoinSet<()>) {
+        let located = nats::locate(&self.node, &self.target).await;
+        let open: HashSet<Located> = self.shared.lines.borrow().open.iter().map(|line| line.located.clone()).collect();
+        self.failed.retain(|instance, _| located.contains(instance));
+        let now = Instant::now();
+        let mut dials = JoinSet::new();
+        for instance in located {
+            let waits = self.failed.get(&instance).is_some_and(|retry| retry.at > now);
+            if instance.address.is_some() && !waits && !open.contains(&instance) {
+                dials.spawn(async move { (Line::dial(&instance).await, instance) });
+            }
+        }
+        while let Some(dialled) = dials.join_next().await {
+            match dialled {
+                Ok((Ok((line, driver)), instance)) => {
+                    self.failed.remove(&instance);
+                    drivers.spawn(drive(self.shared.clone(), line.clone(), driver));
+                    self.shared.lines.send_modify(|lines| lines.open.push(line));
+                }
+                Ok((Err(reason), instance)) => self.note_failure(instance, &reason),
+                // A dial that panicked: as if it had never been tried.
+                Err(_) => {}
+            }
+        }
+        self.shared.lines.send_modify(|lines| lines.rounds += 1);
+    }
+
+    fn note_failure(&mut self, instance: Located, reason: &str) {
+        tracing::warn!(called = %self.target.name, address = ?instance.address, reason, "an instance cannot be dialled");
+        let pause = self.failed.get(&instance).map_or(FIRST_PAUSE, |retry| LONGEST_PAUSE.min(retry.pause * 2));
+        self.failed.insert(instance, Retry { at: Instant::now() + pause, pause });
+    }
+}
+
+/// Carries what goes over a connection until it ends, then takes it out of the pool at once.
+async fn drive(shared: Arc<Shared>, line: Arc<Line>, driver: Driver) {
+    if let Err(error) = driver.await {
+        tracing::debug!(address = ?line.located.address, %error, "a connection broke");
+    }
+    shared.forget(&line);
+}
