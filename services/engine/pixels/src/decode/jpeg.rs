@@ -11,7 +11,7 @@ const FORMAT: &str = "JPEG";
 
 /// Baseline and progressive JPEG, gray, YCbCr, RGB, CMYK and YCCK (the last two inverted, as Adobe writes them and Pillow reads them).
 pub(super) fn decode(data: &[u8], limits: &Limits) -> Result<Rgb, PixelError> {
-    if let Some(false) = has_end(data) {
+    if !has_end(data).unwrap_or(false) {
         return Err(damaged(FORMAT, "truncated: there is no end-of-image marker"));
     }
     match decode_as(data, limits, true) {
@@ -49,7 +49,7 @@ fn decode_as(data: &[u8], limits: &Limits, strict: bool) -> Result<Rgb, Failure>
     Ok(Rgb { width, height, data })
 }
 
-/// Whether an end-of-image marker follows the first scan; `None` when no scan is found, which the decoder will complain about itself.
+/// Whether an end-of-image marker follows the first scan; `None` when the data ends before that scan begins.
 ///
 /// Walks the header segments, since a thumbnail inside one of them has an end of its own. In entropy-coded data 0xFF is always followed
 /// by 0 or a restart marker, so the two bytes of the marker can be searched for.
@@ -64,7 +64,7 @@ fn has_end(data: &[u8]) -> Option<bool> {
             0xFF => at += 1,                      // fill byte
             0x00 | 0x01 | 0xD0..=0xD8 => at += 2, // stand-alone markers
             0xDA => break,                        // start of scan
-            0xD9 => return None,                  // end of image without a scan
+            0xD9 => return Some(true),            // no scan at all: the decoder will say so
             _ => at += 2 + usize::from(u16::from_be_bytes([*data.get(at + 2)?, *data.get(at + 3)?])),
         }
     }
