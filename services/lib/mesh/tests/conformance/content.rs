@@ -13,7 +13,6 @@ use tonic::metadata::MetadataValue;
 use tonic::server::NamedService;
 use tonic::{Code, Request, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
-use tower::Service as _;
 
 use crate::generated::conformance_server::ConformanceServer;
 use crate::generated::{Ask, Blob};
@@ -64,7 +63,8 @@ async fn a_large_error_arrives_whole(over: Over) {
     assert!(is_blob(&answers.message().await.unwrap().unwrap(), 0, 100));
     for status in [at_once, answers.message().await.unwrap_err()] {
         assert_eq!((status.code(), status.message()), (Code::DataLoss, large_error(LARGE).message()));
-        assert_eq!(status.get_error_details(), large_error(LARGE).get_error_details());
+        assert_eq!(status.details(), large_error(LARGE).details());
+        assert_eq!(status.get_error_details().debug_info().unwrap().detail, "b".repeat(10));
     }
 }
 

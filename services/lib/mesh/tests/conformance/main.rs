@@ -16,3 +16,9 @@ mod control;
 mod limits;
 mod processes;
 mod scale;
+
+mod content;
+mod faults;
+mod script;
+mod soak;
+mod streams;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
-use futures::{FutureExt as _, StreamExt as _, stream};
+use futures::{FutureExt as _, Stream, StreamExt as _, stream};
 use mesh::{MAX_MESSAGE_BYTES, Routes};
 use tokio::sync::watch;
 use tonic::{Request, Response, Status, Streaming};
@@ -57,15 +57,18 @@ impl Script {
                 let present = download.enter();
                 let ask = request.into_inner();
                 let blobs = numbered(0..u64::from(ask.count), ask.size as usize).map(Ok);
-                async move { Ok(Response::new(during(present, blobs))) }
+                async move { Ok(Response::new(during(present, blobs).boxed())) }
             })
             .chat(move |request| {
                 let present = chat.enter();
-                async move { Ok(Response::new(during(present, request.into_inner()))) }
+                async move { Ok(Response::new(during(present, request.into_inner()).boxed())) }
             })
     }
 
-    pub fn unary<F: Future<Output = Answer<Blob>> + Send + 'static>(mut self, run: impl Fn(Request<Ask>) -> F + Send + Sync + 'static) -> Self {
+    pub fn unary<F: Future<Output = Answer<Blob>> + Send + 'static>(
+        mut self,
+        run: impl Fn(Request<Ask>) -> F + Send + Sync + 'static,
+    ) -> Self {
         self.unary = handler(run);
         self
     }
@@ -168,13 +171,11 @@ impl Drop for Present {
 }
 
 /// `blobs`, keeping `present` until they are dropped.
-pub fn during<S: futures::Stream + Send + 'static>(present: Present, blobs: S) -> BoxStream<'static, S::Item> {
-    blobs
-        .map(move |blob| {
-            let _ = &present;
-            blob
-        })
-        .boxed()
+pub fn during<T>(present: Present, blobs: impl Stream<Item = T> + Send + 'static) -> impl Stream<Item = T> + Send + 'static {
+    blobs.map(move |blob| {
+        let _ = &present;
+        blob
+    })
 }
 
 /// Bytes that depend on their place and on `seed` (splitmix64).
@@ -205,7 +206,7 @@ pub fn blob(number: u64, size: usize) -> Blob {
     Blob { data: content(number, length(number, size)), number, ..Blob::default() }
 }
 
-pub fn numbered(numbers: std::ops::Range<u64>, size: usize) -> impl futures::Stream<Item = Blob> + Send + 'static {
+pub fn numbered(numbers: std::ops::Range<u64>, size: usize) -> impl Stream<Item = Blob> + Send + 'static {
     stream::iter(numbers).map(move |number| blob(number, size))
 }
 

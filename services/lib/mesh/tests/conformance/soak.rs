@@ -3,11 +3,12 @@
 
 use std::time::Duration;
 
-use futures::StreamExt as _;
+use futures::future::BoxFuture;
+use futures::{FutureExt as _, StreamExt as _};
 use tonic::{Code, Request, Status};
 
 use crate::generated::Ask;
-use crate::script::{Census, Script, content, is_blob, mix, numbered};
+use crate::script::{Census, Script, content, during, is_blob, mix, numbered};
 use crate::world::{Client, Over, World};
 
 conformance! { [InProcess Nats NatsShort Direct]
@@ -59,11 +60,11 @@ async fn random_calls_are_right_or_end_as_they_were_told(over: Over) {
 async fn one(mut client: Client, mut random: Random, senders: Census) {
     let timeout = (random.below(8) == 0).then(|| Duration::from_micros(1 + random.below(20_000)));
     let patience = (random.below(5) == 0).then(|| random.below(40));
-    let call = kind(&mut client, &mut random, &senders, timeout, patience.unwrap_or(u64::MAX));
+    let mut call: BoxFuture<'_, Result<(), Status>> =
+        kind(&mut client, &mut random, &senders, timeout, patience.unwrap_or(u64::MAX)).boxed();
     let ended = match patience {
         // Dropped after that many turns, wherever it is then.
         Some(turns) => {
-            let mut call = std::pin::pin!(call);
             let mut turn = 0;
             std::future::poll_fn(|cx| {
                 turn += 1;
@@ -90,7 +91,7 @@ async fn kind(client: &mut Client, random: &mut Random, senders: &Census, timeou
             assert!(answer.data == data, "{} bytes come back otherwise", data.len());
         }
         1 => {
-            let blobs = crate::script::during(senders.enter(), numbered(0..count, SIZE));
+            let blobs = during(senders.enter(), numbered(0..count, SIZE));
             assert_eq!(client.upload(timed(blobs, timeout)).await?.into_inner().count, count);
         }
         kind => {
@@ -98,7 +99,7 @@ async fn kind(client: &mut Client, random: &mut Random, senders: &Census, timeou
                 let ask = Ask { count: count as u32, size: SIZE as u32, ..Ask::default() };
                 client.download(timed(ask, timeout)).await?.into_inner()
             } else {
-                let blobs = crate::script::during(senders.enter(), numbered(0..count, SIZE));
+                let blobs = during(senders.enter(), numbered(0..count, SIZE));
                 client.chat(timed(blobs, timeout)).await?.into_inner()
             };
             for number in 0..count.min(last) {

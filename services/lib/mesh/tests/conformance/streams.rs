@@ -25,7 +25,7 @@ conformance! { [InProcess Nats NatsShort Direct]
 }
 
 /// What is left of a request when its sender must show that it is dropped.
-fn endless(census: &Census) -> futures::stream::BoxStream<'static, Blob> {
+fn endless(census: &Census) -> impl futures::Stream<Item = Blob> + Send + 'static {
     during(census.enter(), numbered(0..u64::MAX, 5000))
 }
 
