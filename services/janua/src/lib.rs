@@ -1,1 +1,35 @@
-//! placeholder
+//! The command line of Janua, and all services in one process.
+//!
+//! | File | Holds |
+//! |---|---|
+//! | `cli.rs` | the subcommands and how the program ends |
+//! | `serve.rs`, `chat.rs`, `image.rs`, `models.rs`, `demo.rs`, `verify/`, `doctor/`, `completions.rs` | one subcommand each |
+//! | `local.rs` | all five services started inside this process, over any wire |
+//! | `broker.rs` | a nats-server child for as long as it is needed |
+//! | `client.rs` | the public gRPC door, seen from outside |
+//! | `request.rs` | requests made from flags and files |
+//! | `events.rs` | the answer's events for scripts |
+//! | `repl.rs` | the conversation of `chat` on a terminal |
+//! | `failure.rs` | the one line that a failure prints, and its exit code |
+//! | `terminal.rs` | colour, progress bars and JSON lines |
+
+mod broker;
+mod chat;
+mod cli;
+mod client;
+mod completions;
+mod demo;
+mod doctor;
+mod events;
+mod failure;
+mod image;
+pub mod local;
+mod models;
+mod repl;
+mod request;
+mod serve;
+mod terminal;
+mod verify;
+
+pub use cli::run;
+pub use failure::Failure;

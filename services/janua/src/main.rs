@@ -1,1 +1,5 @@
-fn main(){}
+//! The program `janua`. Everything is in the library, so that tests and benches can use it too.
+
+fn main() -> std::process::ExitCode {
+    janua::run()
+}

@@ -1,0 +1,139 @@
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use clap::{Args, ValueEnum};
+use proto::v1;
+
+use crate::Failure;
+
+/// Largest file that is sent as a picture.
+const MAX_IMAGE_BYTES: u64 = 32 << 20;
+
+/// How text is drawn. What is left out is the checkpoint's own default.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Sampling")]
+pub struct SamplingFlags {
+    /// 0 always takes the likeliest token
+    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
+    pub temperature: Option<f32>,
+    /// Keep the smallest set of tokens whose probabilities add up to this
+    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
+    pub top_p: Option<f32>,
+    /// Keep this many of the likeliest tokens; 0 keeps all
+    #[arg(long, value_name = "COUNT")]
+    pub top_k: Option<u32>,
+    /// Drop tokens less likely than this times the likeliest one
+    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
+    pub min_p: Option<f32>,
+    /// The same seed and request give the same answer
+    #[arg(long, value_name = "NUMBER")]
+    pub seed: Option<u64>,
+    /// Most tokens to generate
+    #[arg(long, value_name = "COUNT")]
+    pub max_tokens: Option<u32>,
+    /// Text that ends the answer; may be repeated
+    #[arg(long, value_name = "TEXT")]
+    pub stop: Vec<String>,
+    /// Report the log-probability of every token and of this many alternatives
+    #[arg(long, value_name = "COUNT", num_args = 0..=1, default_missing_value = "0")]
+    pub logprobs: Option<u32>,
+    /// Number of independent answers
+    #[arg(long, value_name = "COUNT")]
+    pub n: Option<u32>,
+    /// Go on after end-of-sentence until --max-tokens
+    #[arg(long)]
+    pub ignore_eos: bool,
+}
+
+impl SamplingFlags {
+    /// The message for the wire.
+    pub fn message(&self) -> v1::Sampling {
+        v1::Sampling {
+            temperature: self.temperature,
+            top_p: self.top_p,
+            top_k: self.top_k,
+            min_p: self.min_p,
+            seed: self.seed,
+            max_tokens: self.max_tokens,
+            stop: self.stop.clone(),
+            top_logprobs: self.logprobs,
+            ignore_eos: self.ignore_eos,
+            n: self.n,
+            ..v1::Sampling::default()
+        }
+    }
+}
+
+/// Encoding of a picture file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PictureFormat {
+    Png,
+    /// Lossless WebP
+    Webp,
+}
+
+impl PictureFormat {
+    /// The enum value for the wire.
+    pub fn message(self) -> v1::ImageFormat {
+        match self {
+            Self::Png => v1::ImageFormat::Png,
+            Self::Webp => v1::ImageFormat::Webp,
+        }
+    }
+
+    /// The format that the name of `file` asks for.
+    pub fn of(file: &Path) -> Option<Self> {
+        match file.extension()?.to_str()?.to_ascii_lowercase().as_str() {
+            "png" => Some(Self::Png),
+            "webp" => Some(Self::Webp),
+            _ => None,
+        }
+    }
+
+    /// What a file of this format is called after the dot.
+    pub fn extension(self) -> &'static str {
+        match self {
+            Self::Png => "png",
+            Self::Webp => "webp",
+        }
+    }
+}
+
+/// A text part.
+pub fn text(text: impl Into<String>) -> v1::Part {
+    v1::Part { part: Some(v1::part::Part::Text(text.into())) }
+}
+
+/// A picture part.
+pub fn picture(data: impl Into<Bytes>) -> v1::Part {
+    v1::Part { part: Some(v1::part::Part::Image(v1::ImagePart { data: data.into() })) }
+}
+
+/// The pictures in `files`, as parts. What is no picture is left to the server to refuse.
+pub fn pictures(files: &[PathBuf]) -> Result<Vec<v1::Part>, Failure> {
+    files.iter().map(|file| Ok(picture(read_picture(file)?))).collect()
+}
+
+fn read_picture(file: &Path) -> Result<Vec<u8>, Failure> {
+    let unreadable = |error: std::io::Error| Failure::input(format!("cannot read the picture {}: {error}", file.display()));
+    let size = std::fs::metadata(file).map_err(unreadable)?.len();
+    if size > MAX_IMAGE_BYTES {
+        return Err(Failure::input(format!("{} has {size} bytes, at most {MAX_IMAGE_BYTES} are sent: scale it down", file.display())));
+    }
+    std::fs::read(file).map_err(unreadable)
+}
+
+/// A message of `role`.
+pub fn message(role: v1::Role, parts: Vec<v1::Part>) -> v1::Message {
+    v1::Message { role: role.into(), parts }
+}
+
+/// A conversation as the input of a request.
+pub fn chat(messages: Vec<v1::Message>) -> v1::generate_request::Input {
+    v1::generate_request::Input::Chat(v1::Conversation { messages })
+}
+
+/// Raw parts as the input of a request.
+pub fn completion(parts: Vec<v1::Part>) -> v1::generate_request::Input {
+    v1::generate_request::Input::Completion(v1::Completion { parts, omit_bos: false })
+}

@@ -1,0 +1,107 @@
+use std::path::Path;
+
+use proto::v1;
+use proto::v1::generate_response::Event;
+use serde_json::Value;
+
+use super::drawing::NearStep;
+use super::golden::{Golden, Tensor, Values};
+use super::language::golden_ids;
+use super::report::Report;
+use super::tolerance::Tolerances;
+use super::{WireName, tokenizer};
+use crate::Failure;
+use crate::broker::Broker;
+use crate::client::{Door, Events};
+use crate::local::{Local, LocalOptions, model_name};
+use crate::request;
+
+/// Sends the golden prompts through services that talk over `wire`, and compares what comes out of the public door.
+pub async fn compare(dir: &Path, wire: WireName, golden: &Golden, report: &mut Report) -> Result<(), Failure> {
+    let (name, broker) = match wire {
+        WireName::InProcess => ("in-process", None),
+        WireName::Nats => ("nats", Some(Broker::start().await?)),
+        WireName::Direct => ("direct", Some(Broker::start().await?)),
+    };
+    let mut settings = vec![("mesh.wire".to_owned(), name.to_owned())];
+    settings.extend(broker.iter().map(|broker| ("mesh.nats_url".to_owned(), broker.url().to_owned())));
+    let model = model_name(dir)?;
+    let local = Local::start(LocalOptions::with_settings(vec![(model.clone(), dir.to_owned())], &settings)?).await?;
+    let door = Door::of(&local, &model).await?;
+    for (i, entry) in golden.list("prompts").iter().enumerate() {
+        let expected = golden_ids(golden, &format!("p{i}.generated_ids"), &entry["generated_ids"]);
+        let found = generated(&door, dir, entry, expected.len()).await?;
+        report.same(&format!("{name}: p{i}.generated_ids"), &found, &expected);
+    }
+    for (i, entry) in golden.list("text_to_image").iter().enumerate() {
+        let (codes, levels) = drawn(&door, entry).await?;
+        report.same(&format!("{name}: t2i{i}.image_ids"), &codes, &golden_ids(golden, &format!("t2i{i}.image_ids"), &entry["image_ids"]));
+        compare_levels(golden, &format!("t2i{i}"), name, &levels, report);
+    }
+    local.drain().await;
+    Ok(())
+}
+
+/// Token ids of the greedy continuation of a golden prompt.
+async fn generated(door: &Door, dir: &Path, entry: &Value, tokens: usize) -> Result<Vec<u32>, Failure> {
+    let sampling = v1::Sampling { temperature: Some(0.0), max_tokens: Some(tokens as u32), ignore_eos: true, ..v1::Sampling::default() };
+    let mut stream = door.generate(input(dir, entry)?, v1::OutputKind::Text, Some(sampling), None).await?;
+    let mut ids = Vec::new();
+    while let Some(event) = stream.next().await? {
+        if let Event::Text(delta) = event {
+            ids.extend(delta.token_ids);
+        }
+    }
+    Ok(ids)
+}
+
+/// Codes and decoded file of a golden drawing.
+async fn drawn(door: &Door, entry: &Value) -> Result<(Vec<u32>, pixels::Rgb), Failure> {
+    let text = entry["text"].as_str().unwrap_or_default();
+    let sampling = v1::ImageSampling {
+        temperature: Some(0.0),
+        guidance: entry.get("cfg_weight").and_then(Value::as_f64).map(|weight| weight as f32),
+        ..v1::ImageSampling::default()
+    };
+    let input = request::completion(vec![request::text(text)]);
+    let mut stream = door.generate(input, v1::OutputKind::Image, None, Some(sampling)).await?;
+    let image = last_image(&mut stream).await?;
+    let picture = pixels::decode(&image.data, &pixels::Limits::default()).map_err(Failure::software)?;
+    Ok((image.codes, picture))
+}
+
+async fn last_image(stream: &mut Events) -> Result<v1::GeneratedImage, Failure> {
+    let mut image = None;
+    while let Some(event) = stream.next().await? {
+        if let Event::Image(finished) = event {
+            image = Some(finished);
+        }
+    }
+    image.ok_or_else(|| Failure::software("the answer holds no picture"))
+}
+
+fn compare_levels(golden: &Golden, prompt: &str, wire: &str, picture: &pixels::Rgb, report: &mut Report) {
+    let tolerance = Tolerances::of(&golden.json).get(&format!("{prompt}.pixels"));
+    let size = (picture.height as usize, picture.width as usize);
+    let near = NearStep::of(golden.tensor(&format!("{prompt}.pixels")), tolerance, size);
+    let key = format!("{prompt}.pixels_u8");
+    if let Some(Tensor { values: Values::U8(expected), .. }) = golden.tensor(&key) {
+        report.levels(&format!("{wire}: {key}"), &picture.data, expected, |i| near.levels(i));
+    }
+}
+
+/// A golden prompt as a client would write it.
+fn input(dir: &Path, entry: &Value) -> Result<v1::generate_request::Input, Failure> {
+    let files = entry.get("images").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let files: Vec<_> = files.iter().filter_map(Value::as_str).map(|name| dir.join(name)).collect();
+    let mut pictures = request::pictures(&files)?.into_iter();
+    if let Some(text) = entry.get("prompt").and_then(Value::as_str) {
+        return Ok(request::completion(vec![request::text(text)]));
+    }
+    let messages = tokenizer::messages(&entry["messages"]).ok_or_else(|| Failure::input("golden.json: messages that cannot be read"))?;
+    let mut conversation = wire::input::to_conversation(&messages);
+    let parts = conversation.messages.iter_mut().flat_map(|message| &mut message.parts);
+    let places = parts.filter(|part| matches!(part.part, Some(v1::part::Part::Image(_))));
+    places.zip(&mut pictures).for_each(|(place, picture)| *place = picture);
+    Ok(v1::generate_request::Input::Chat(conversation))
+}
