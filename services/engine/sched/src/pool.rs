@@ -61,6 +61,11 @@ impl BlockPool {
         Some(id)
     }
 
+    /// Whether a block holds what `key` names.
+    pub fn holds(&self, key: &BlockKey) -> bool {
+        self.named.contains_key(key)
+    }
+
     /// Refer to the block that holds what `key` names, if there is one.
     pub fn share(&mut self, key: &BlockKey) -> Option<BlockId> {
         let id = *self.named.get(key)?;

@@ -6,6 +6,7 @@ use crate::{
     EngineConfig, EngineStats, JobError,
     plan::{Part, Plan},
     pool::BlockPool,
+    sequence::Sequence,
     task::Task,
 };
 
@@ -163,8 +164,9 @@ impl Scheduler {
     fn admit(&mut self) {
         let mut index = 0;
         while index < self.waiting.len() {
-            // A preempted task whose reader is behind has nothing to do here yet.
-            if self.waiting[index].outlet.is_paused() {
+            // A preempted task whose reader is behind has nothing to do here yet; and what another task is about to put into the prefix
+            // cache is better waited for than computed twice (several choices for one prompt arrive together).
+            if self.waiting[index].outlet.is_paused() || self.is_being_computed(index) {
                 index += 1;
                 continue;
             }
@@ -183,6 +185,13 @@ impl Scheduler {
                 None => return,
             }
         }
+    }
+
+    /// Whether the first block that a waiting task misses in the prefix cache is the next one of a running task.
+    fn is_being_computed(&self, index: usize) -> bool {
+        let misses: Vec<_> = self.waiting[index].sequences().iter().filter_map(|sequence| sequence.first_miss(&self.pool)).collect();
+        let mut coming = self.running.iter().flat_map(|task| task.sequences()).filter_map(Sequence::next_name);
+        !misses.is_empty() && coming.any(|name| misses.contains(&name))
     }
 
     /// Whether there is room for a waiting task; if so it holds its blocks now.

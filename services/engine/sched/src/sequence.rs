@@ -3,7 +3,7 @@ use layers::{BLOCK_TOKENS, BlockId, Head, RowInput, Slice};
 
 use crate::{
     pool::BlockPool,
-    prefix::{self, Chain},
+    prefix::{self, BlockKey, Chain},
 };
 
 /// Inputs of one sequence and the blocks that hold what has been computed of them.
@@ -80,15 +80,27 @@ impl Sequence {
         self.inputs.len().div_ceil(BLOCK_TOKENS) - self.blocks.len()
     }
 
-    /// Take from the prefix cache what it has of the beginning. The last position is always left to compute, since its logits are wanted.
+    /// Names of the blocks that the prefix cache may supply, in order. The last position is always left to compute, since its logits are
+    /// wanted.
+    fn sharable(&self) -> &[BlockKey] {
+        let blocks = (self.inputs.len() - 1) / BLOCK_TOKENS;
+        self.chain.as_ref().map_or(&[], |chain| &chain.keys()[..blocks])
+    }
+
+    /// Name of the first block that the prefix cache could supply but does not have.
+    pub fn first_miss(&self, pool: &BlockPool) -> Option<BlockKey> {
+        self.sharable().iter().find(|key| !pool.holds(key)).copied()
+    }
+
+    /// Name of the full block that is being computed now, or will be next.
+    pub fn next_name(&self) -> Option<BlockKey> {
+        self.chain.as_ref()?.keys().get(self.named).copied()
+    }
+
+    /// Take from the prefix cache what it has of the beginning.
     pub fn attach_prefix(&mut self, pool: &mut BlockPool) {
         debug_assert!(self.blocks.is_empty());
-        let Some(chain) = &self.chain else { return };
-        let usable = (self.inputs.len() - 1) / BLOCK_TOKENS;
-        for key in &chain.keys()[..usable] {
-            let Some(block) = pool.share(key) else { break };
-            self.blocks.push(block);
-        }
+        self.blocks = self.sharable().iter().map_while(|key| pool.share(key)).collect();
         self.named = self.blocks.len();
         self.computed = self.blocks.len() * BLOCK_TOKENS;
     }

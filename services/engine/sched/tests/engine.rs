@@ -116,6 +116,27 @@ fn the_prefix_cache_saves_work_and_changes_nothing() {
 }
 
 #[test]
+fn equal_prompts_that_arrive_together_are_read_once() {
+    let (engine, watch) = start(256, EngineConfig { max_batch_tokens: 64, ..EngineConfig::default() });
+    watch.allow(0);
+    let choice = |seed| {
+        let mut job = plain(1, 200, 10);
+        let Mode::Text { sampling, .. } = &mut job.mode else { unreachable!() };
+        sampling.seed = seed;
+        job
+    };
+    let streams: Vec<_> = (0..8).map(|seed| engine.submit(choice(seed)).unwrap()).collect();
+    watch.open();
+    for (seed, outcome) in (0..).zip(block_on(futures::future::join_all(streams.into_iter().map(outcome)))) {
+        assert_eq!(outcome.ids, expected(&choice(seed)));
+        assert_eq!(outcome.cached, if seed == 0 { 0 } else { 192 });
+    }
+    let prefilled: usize = watch.steps().iter().flatten().map(|slice| slice.rows.len()).sum::<usize>() - 8 * 9;
+    assert_eq!(prefilled, 200 + 7 * 8);
+    assert_all_blocks_back(&engine);
+}
+
+#[test]
 fn a_conversation_finds_its_own_answers_in_the_cache() {
     let (engine, _) = start(64, EngineConfig::default());
     let first = plain(1, 40, 30);
