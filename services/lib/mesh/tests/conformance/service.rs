@@ -76,6 +76,7 @@ impl Conformance for Service {
         let _entered = self.watch.enter();
         let metadata = request.metadata().clone();
         let ask = request.into_inner();
+        tracing::info_span!("handler").in_scope(|| {});
         finish(ask.end()).await?;
         let mut response = Response::new(Blob { data: ask.data, number: 0, instance: self.instance.clone() });
         for value in metadata.get_all("x-echo") {
@@ -112,6 +113,7 @@ impl Conformance for Service {
         let (service, size) = (self.clone(), ask.size as usize);
         let blobs = stream::iter(0..u64::from(ask.count)).map(move |number| {
             service.watch.produced.fetch_add(1, Ordering::SeqCst);
+            tracing::info_span!("handler").in_scope(|| {});
             Ok(service.blob(number, size))
         });
         let end = stream::once(finish(ask.end())).filter_map(async |end| end.err().map(Err));
