@@ -5,24 +5,27 @@ use serde::Deserialize;
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ImagesConfig {
-    /// Threads that one decoding uses. 0: one per core that the process may use.
-    pub threads: usize,
-    /// Pictures that may wait for the decoder; one more is refused with `RESOURCE_EXHAUSTED`.
+    /// Pictures painted at a time in this process.
+    pub parallel_images: usize,
+    /// Most pictures that wait; more are refused with RESOURCE_EXHAUSTED.
     pub queue_limit: usize,
+    /// Threads that compute. 0: one per core that the process may use.
+    pub threads: usize,
 }
 
 impl Default for ImagesConfig {
     fn default() -> Self {
-        Self { threads: 0, queue_limit: 64 }
+        Self { parallel_images: 2, queue_limit: 64, threads: 0 }
     }
 }
 
 impl ImagesConfig {
-    /// Refuses a queue without places, which would serve nothing.
+    /// Refuses limits under which nothing would be served.
     pub fn check(&self) -> Result<(), ConfigError> {
-        match self.queue_limit {
-            0 => Err(ConfigError::invalid("images", "queue_limit", "must be at least 1")),
-            _ => Ok(()),
+        let limits = [("parallel_images", self.parallel_images), ("queue_limit", self.queue_limit)];
+        match limits.into_iter().find(|(_, value)| !(1..=1 << 20).contains(value)) {
+            Some((key, _)) => Err(ConfigError::invalid("images", key, format!("must be in 1..={}", 1 << 20))),
+            None => Ok(()),
         }
     }
 }

@@ -1,26 +1,21 @@
 use std::time::Duration;
 
 use domain::Invalid;
-use layers::EngineError;
-use pixels::PixelError;
 use tonic::{Code, Status};
 
-/// How long a client that found the queue full should wait: about one picture.
-const RETRY_AFTER: Duration = Duration::from_secs(2);
+/// What a client that found the queue full is told to wait.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// Why no picture is made.
+/// Why a picture was not painted.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]
     Invalid(#[from] Invalid),
-    #[error("{0} pictures are waiting for the decoder already")]
-    Busy(usize),
-    #[error(transparent)]
-    Decode(#[from] EngineError),
-    #[error("the picture cannot be encoded: {0}")]
-    Encode(#[from] PixelError),
-    #[error("the decoder stopped: {0}")]
-    Stopped(String),
+    #[error("{0} pictures wait already")]
+    QueueFull(usize),
+    /// The decoder or the file format failed on codes that they should take.
+    #[error("{0}")]
+    Compute(String),
 }
 
 impl Error {
@@ -28,8 +23,8 @@ impl Error {
     pub fn code(&self) -> Code {
         match self {
             Self::Invalid(_) => Code::InvalidArgument,
-            Self::Busy(_) => Code::ResourceExhausted,
-            Self::Decode(_) | Self::Encode(_) | Self::Stopped(_) => Code::Internal,
+            Self::QueueFull(_) => Code::ResourceExhausted,
+            Self::Compute(_) => Code::Internal,
         }
     }
 }
@@ -38,8 +33,8 @@ impl From<Error> for Status {
     fn from(error: Error) -> Self {
         match error {
             Error::Invalid(invalid) => wire::invalid(&invalid),
-            Error::Busy(_) => wire::retry_later(error.to_string(), RETRY_AFTER),
-            other => Self::new(other.code(), other.to_string()),
+            Error::QueueFull(_) => wire::retry_later(error.to_string(), RETRY_AFTER),
+            Error::Compute(_) => Self::new(error.code(), error.to_string()),
         }
     }
 }

@@ -1,9 +1,9 @@
-//! Image codes to pictures, as a service: one instance per model that can draw.
+//! Image codes to picture files, as a service: one instance per model that can draw.
 //!
 //! | File | Holds |
 //! |---|---|
 //! | `server.rs` | the tonic service |
-//! | `stage.rs` | decoding codes, painting previews, encoding files |
+//! | `stage.rs` | one picture: decoding, painting what is missing, writing the file |
 //! | `config.rs`, `error.rs`, `metrics.rs` | settings, errors, metric names |
 
 mod config;
@@ -20,17 +20,21 @@ use proto::v1::images_server::ImagesServer;
 
 pub use config::ImagesConfig;
 pub use server::Server;
-pub use stage::Stage;
+pub use stage::{Picture, Places, Stage};
 
-/// The image decoders of those models of `host` that have one, each offered as `images.<model>`.
+/// The decoders of the models of `host` that have one, each offered as `images.<model>`.
 pub async fn start(host: &Host) -> anyhow::Result<Vec<Offer>> {
     let config: ImagesConfig = host.config.section("images")?;
     config.check()?;
+    let places = Places::new(&config); // for the process, whatever the model
     let mut offers = Vec::new();
     for model in &host.models {
-        if let Some(decoder) = load(model.clone(), config.threads).await? {
-            let routes = routes(Stage::new(&model.name, decoder, &config));
-            offers.push(Offer { target: Target::new("images", &model.name), routes });
+        let options = OnnxOptions { threads: config.threads };
+        let loading = model.clone();
+        let decoder = tokio::task::spawn_blocking(move || load(&loading, &options)).await.context("loading the image decoders")??;
+        if let Some(decoder) = decoder {
+            let stage = Stage::new(&model.name, decoder, places.clone());
+            offers.push(Offer { target: Target::new("images", &model.name), routes: routes(stage) });
         }
     }
     Ok(offers)
@@ -43,10 +47,7 @@ pub fn routes(stage: Stage) -> Routes {
     Routes::new().service(server).reflection(proto::FILE_DESCRIPTOR_SET)
 }
 
-async fn load(model: LoadedModel, threads: usize) -> anyhow::Result<Option<VqDecoder>> {
-    let load = move || {
-        let decoder = models::load_vq(&model.checkpoint, &OnnxOptions { threads });
-        decoder.map_err(|error| BadCheckpoint { model: model.name, reason: error.to_string() })
-    };
-    Ok(tokio::task::spawn_blocking(load).await.context("loading the image decoders")??)
+/// The decoder of a model; `None` for one that does not draw.
+fn load(model: &LoadedModel, options: &OnnxOptions) -> Result<Option<VqDecoder>, BadCheckpoint> {
+    models::load_vq(&model.checkpoint, options).map_err(|error| BadCheckpoint { model: model.name.clone(), reason: error.to_string() })
 }

@@ -1,4 +1,4 @@
-//! The image decoder as a process of its own.
+//! The images service as a process of its own.
 
 use std::process::ExitCode;
 

@@ -1,22 +1,21 @@
-//! Every metric of the image decoder. Names end in their unit; `_total` marks counters.
+//! Every metric of the images service. Names end in their unit; `_total` marks counters. All are by model.
 
 use std::time::Duration;
 
 use metrics::{counter, histogram};
 
-/// Pictures decoded, by model and kind (`image`, `preview`).
-const DECODED: &str = "janua_images_decoded_total";
-/// From taking up a code map to the encoded file, by model and kind. Waiting for the decoder is not included.
+/// Pictures asked for, by outcome: `finished`, `preview` (some codes missing), `refused`, `failed`.
+const IMAGES: &str = "janua_images_images_total";
+/// From codes to pixels.
 const DECODE: &str = "janua_images_decode_duration_seconds";
-/// Requests refused because too many were waiting, by model.
-const REFUSED: &str = "janua_images_refused_total";
+/// From pixels to a file.
+const WRITE: &str = "janua_images_write_duration_seconds";
 
-pub(crate) fn decoded(model: &str, preview: bool, took: Duration) {
-    let kind = if preview { "preview" } else { "image" };
-    counter!(DECODED, "model" => model.to_owned(), "kind" => kind).increment(1);
-    histogram!(DECODE, "model" => model.to_owned(), "kind" => kind).record(took);
+pub(crate) fn image(model: &str, outcome: &'static str) {
+    counter!(IMAGES, "model" => model.to_owned(), "outcome" => outcome).increment(1);
 }
 
-pub(crate) fn refused(model: &str) {
-    counter!(REFUSED, "model" => model.to_owned()).increment(1);
+pub(crate) fn painted(model: &str, decode: Duration, write: Duration) {
+    histogram!(DECODE, "model" => model.to_owned()).record(decode);
+    histogram!(WRITE, "model" => model.to_owned()).record(write);
 }

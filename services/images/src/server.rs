@@ -19,14 +19,12 @@ impl Server {
 #[tonic::async_trait]
 impl Images for Server {
     async fn decode(&self, request: Request<v1::DecodeImageRequest>) -> Result<Response<v1::DecodeImageResponse>, Status> {
-        let request = request.into_inner();
-        wire::images::codes(&request.codes, self.stage.grid()).map_err(Error::from)?;
-        wire::images::metadata(&request.metadata).map_err(Error::from)?;
-        let format = wire::sampling::format("format", request.format).map_err(Error::from)?;
-        let picture = self.stage.decode(request.codes, format, request.metadata.into_iter().collect()).await?;
+        let v1::DecodeImageRequest { codes, format, metadata } = request.into_inner();
+        let format = wire::sampling::format("format", format).map_err(Error::from)?;
+        let picture = self.stage.decode(codes, format, metadata.into_iter().collect()).await?;
         Ok(Response::new(v1::DecodeImageResponse {
-            data: picture.data.into(),
-            media_type: pixels::media_type(format).to_owned(),
+            data: picture.data,
+            media_type: picture.media_type.to_owned(),
             width: picture.width,
             height: picture.height,
         }))

@@ -2,97 +2,146 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use domain::{CodeGrid, ImageFormat};
+use bytes::Bytes;
+use domain::{CodeGrid, ImageFormat, Invalid};
 use models::VqDecoder;
 use pixels::Rgb;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::ImagesConfig;
+use crate::config::ImagesConfig;
 use crate::error::Error;
 use crate::metrics;
 
-/// What is not drawn yet is mid-grey in previews.
-const GREY: u8 = 127;
+/// What a part of a preview is painted with whose codes are not there yet.
+const GRAY: u8 = 127;
+/// Most bytes of metadata, keys and values together: a picture is no place for documents.
+const MAX_METADATA_BYTES: usize = 256 << 10;
+const CHANNELS: usize = 3;
 
-/// The work of the service for one model. Cheap to clone.
-#[derive(Debug, Clone)]
-pub struct Stage {
-    model: Arc<str>,
-    decoder: Arc<VqDecoder>,
-    /// Places in the queue, the one that is being decoded included.
-    places: Arc<Semaphore>,
-    queue_limit: usize,
-    /// One at a time: a decoding uses all threads it is given.
-    turn: Arc<Semaphore>,
-}
-
-/// An encoded picture.
-#[derive(Debug)]
+/// A picture file.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Picture {
-    pub data: Vec<u8>,
+    pub data: Bytes,
+    pub media_type: &'static str,
+    /// Pixels.
     pub width: u32,
+    /// Pixels.
     pub height: u32,
 }
 
+/// How many pictures are painted and wait in a process. Clones share the places.
+#[derive(Clone)]
+pub struct Places {
+    at_work: Arc<Semaphore>,
+    inside: Arc<Semaphore>,
+    queue_limit: usize,
+}
+
+impl Places {
+    pub fn new(config: &ImagesConfig) -> Self {
+        let semaphore = |places| Arc::new(Semaphore::new(places));
+        let (parallel, queue_limit) = (config.parallel_images, config.queue_limit);
+        Self { at_work: semaphore(parallel), inside: semaphore(parallel + queue_limit), queue_limit }
+    }
+
+    /// A place in the queue, at once or not at all; then, in turn, one at work.
+    async fn take(&self) -> Result<[OwnedSemaphorePermit; 2], Error> {
+        let full = || Error::QueueFull(self.queue_limit);
+        let inside = self.inside.clone().try_acquire_owned().map_err(|_| full())?;
+        let at_work = self.at_work.clone().acquire_owned().await.map_err(|_| full())?; // never closed
+        Ok([inside, at_work])
+    }
+}
+
+/// The work of the service for one model. Cheap to clone.
+#[derive(Clone)]
+pub struct Stage {
+    model: Arc<str>,
+    decoder: Arc<VqDecoder>,
+    places: Places,
+}
+
 impl Stage {
-    pub fn new(model: &str, decoder: VqDecoder, config: &ImagesConfig) -> Self {
-        Self {
-            model: model.into(),
-            decoder: Arc::new(decoder),
-            places: Arc::new(Semaphore::new(config.queue_limit + 1)),
-            queue_limit: config.queue_limit,
-            turn: Arc::new(Semaphore::new(1)),
-        }
+    pub fn new(model: &str, decoder: VqDecoder, places: Places) -> Self {
+        Self { model: model.into(), decoder: Arc::new(decoder), places }
     }
 
-    /// Shape of the code maps that the model draws.
-    pub fn grid(&self) -> CodeGrid {
-        self.decoder.grid()
-    }
-
-    /// The picture of a code map, or a preview of one that is not complete. `codes` lie in the codebook and are no more than the grid's.
+    /// Paints a code map, row by row, and writes it with its metadata. Of a map that ends early, the rest is gray.
     pub async fn decode(&self, codes: Vec<u32>, format: ImageFormat, metadata: BTreeMap<String, String>) -> Result<Picture, Error> {
-        let Ok(place) = self.places.clone().try_acquire_owned() else {
-            metrics::refused(&self.model);
-            return Err(Error::Busy(self.queue_limit));
+        let whole = codes.len() == self.decoder.grid().len();
+        let result = self.paint(codes, format, metadata).await;
+        let outcome = match &result {
+            Ok(_) if whole => "finished",
+            Ok(_) => "preview",
+            Err(Error::Invalid(_) | Error::QueueFull(_)) => "refused",
+            Err(Error::Compute(_)) => "failed",
         };
-        let turn = self.turn.clone().acquire_owned().await.map_err(|closed| Error::Stopped(closed.to_string()))?;
+        metrics::image(&self.model, outcome);
+        result
+    }
+
+    async fn paint(&self, codes: Vec<u32>, format: ImageFormat, metadata: BTreeMap<String, String>) -> Result<Picture, Error> {
+        wire::images::codes(&codes, self.decoder.grid())?;
+        let bytes: usize = metadata.iter().map(|(key, value)| key.len() + value.len()).sum();
+        if bytes > MAX_METADATA_BYTES {
+            return Err(Invalid::new("metadata", format!("{bytes} bytes, at most {MAX_METADATA_BYTES} are taken")).into());
+        }
+        let places = self.places.take().await?;
         let (model, decoder, span) = (self.model.clone(), self.decoder.clone(), tracing::Span::current());
         let work = move || {
-            // A client that leaves meanwhile does not free the decoder early: these go when the work is done.
-            let _held = (place, turn);
-            let _entered = span.enter();
-            let began = Instant::now();
-            let preview = codes.len() < decoder.grid().len();
-            let picture = draw(&decoder, codes, format, &metadata)?;
-            metrics::decoded(&model, preview, began.elapsed());
-            Ok(picture)
+            let _places = places; // kept until the work is done, even if nobody waits for it any more
+            span.in_scope(|| draw(&model, &decoder, codes, format, &metadata))
         };
-        tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(Error::Stopped(error.to_string())))
+        tokio::task::spawn_blocking(work).await.map_err(|error| Error::Compute(format!("the decoder stopped: {error}")))?
     }
 }
 
-fn draw(decoder: &VqDecoder, mut codes: Vec<u32>, format: ImageFormat, metadata: &BTreeMap<String, String>) -> Result<Picture, Error> {
-    let grid = decoder.grid();
-    let drawn = codes.len();
-    codes.resize(grid.len(), 0);
-    let pixels = decoder.decode(&codes)?; // [3, height, width]
-    let (height, width) = decoder.image_size();
-    let mut image = Rgb { width: width as u32, height: height as u32, data: models::pixels_to_rgb(&pixels) };
-    paint_missing(&mut image, grid, drawn);
-    let data = pixels::encode(&image, format, metadata)?;
-    Ok(Picture { data, width: image.width, height: image.height })
+/// 1. codes to pixels; 2. gray over what is missing; 3. pixels to a file.
+fn draw(
+    model: &str,
+    decoder: &VqDecoder,
+    mut codes: Vec<u32>,
+    format: ImageFormat,
+    metadata: &BTreeMap<String, String>,
+) -> Result<Picture, Error> {
+    let start = Instant::now();
+    let (grid, known) = (decoder.grid(), codes.len());
+    codes.resize(grid.len(), 0); // some code: what comes of it is painted over
+    let values = decoder.decode(&codes).map_err(|error| Error::Compute(error.to_string()))?; // [3, height, width]
+    let (width, height) = decoder.image_size();
+    let mut image = Rgb { width: width as u32, height: height as u32, data: models::pixels_to_rgb(&values) };
+    cover(&mut image, grid, known);
+    let decoded = start.elapsed();
+    let data = pixels::encode(&image, format, metadata).map_err(|error| Error::Compute(error.to_string()))?;
+    metrics::painted(model, decoded, start.elapsed() - decoded);
+    tracing::debug!(model, codes = known, bytes = data.len(), "painted");
+    Ok(Picture { data: data.into(), media_type: pixels::media_type(format), width: image.width, height: image.height })
 }
 
-/// Paints the cells from `drawn` on grey.
-fn paint_missing(image: &mut Rgb, grid: CodeGrid, drawn: usize) {
+/// Paints the patches from number `known` on gray.
+fn cover(image: &mut Rgb, grid: CodeGrid, known: usize) {
     let (width, height) = (image.width as usize, image.height as usize);
-    let (cell_width, cell_height) = (width / grid.columns, height / grid.rows);
-    for cell in drawn..grid.len() {
-        let (top, left) = (cell / grid.columns * cell_height, cell % grid.columns * cell_width);
-        for y in top..top + cell_height {
-            let begin = (y * width + left) * 3;
-            image.data[begin..begin + cell_width * 3].fill(GREY);
+    let (patch_width, patch_height) = (width / grid.columns, height / grid.rows);
+    for (y, row) in image.data.chunks_exact_mut(width * CHANNELS).enumerate() {
+        let shown = known.saturating_sub(y / patch_height * grid.columns).min(grid.columns); // patches of this row
+        row[shown * patch_width * CHANNELS..].fill(GRAY);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_gray() {
+        let grid = CodeGrid { rows: 2, columns: 3, codebook_size: 1 };
+        for known in 0..=6 {
+            let mut image = Rgb { width: 6, height: 4, data: vec![1; 6 * 4 * 3] };
+            cover(&mut image, grid, known);
+            for (index, pixel) in image.data.chunks_exact(3).enumerate() {
+                let patch = index / 6 / 2 * 3 + index % 6 / 2;
+                assert_eq!(pixel, [if patch < known { 1 } else { GRAY }; 3], "{known} known, pixel {index}");
+            }
         }
     }
 }

@@ -2,137 +2,162 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::fs;
+use std::io::Cursor;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use checkpoint::Checkpoint;
 use config::Config;
-use mesh::{Channel, Mesh, Target};
-use pixels::Limits;
+use futures::future::join_all;
+use mesh::{Channel, MAX_MESSAGE_BYTES, Mesh, Target};
+use pixels::{Limits, Rgb};
 use process::{Doors, Host, LoadedModel, Served, Silent};
 use proto::v1;
 use proto::v1::images_client::ImagesClient;
+use safetensors::SafeTensors;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures");
+/// Limit of everything that is waited for.
+const PATIENCE: Duration = Duration::from_secs(60);
 
-fn host(fixture: &str, settings: &[(&str, &str)]) -> Host {
-    let checkpoint = Arc::new(Checkpoint::open(&Path::new(FIXTURES).join(fixture)).unwrap());
-    let settings = settings.iter().map(|(key, value)| (format!("images.{key}"), value.to_string())).collect::<Vec<_>>();
+fn fixture(name: &str) -> PathBuf {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures")).join(name)
+}
+
+struct Service {
+    client: ImagesClient<Channel>,
+    _served: Served,
+}
+
+/// The service of the Janus fixture with these settings.
+async fn serve(settings: &[(&str, &str)]) -> Service {
+    let settings: Vec<_> = settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
     let config = Config::resolve(None, [], &settings).unwrap();
-    Host::new(config, Mesh::in_process(), vec![LoadedModel { name: "tiny".to_owned(), checkpoint }], Arc::new(Silent))
-}
-
-async fn serve() -> (ImagesClient<Channel>, Served) {
-    let host = host("janus", &[]);
+    let open = |name: &str| LoadedModel { name: name.to_owned(), checkpoint: Arc::new(Checkpoint::open(&fixture(name)).unwrap()) };
+    let host = Host::new(config, Mesh::in_process(), vec![open("llama"), open("janus")], Arc::new(Silent));
     let offers = images::start(&host).await.unwrap();
+    assert_eq!(offers.iter().map(|offer| offer.target.clone()).collect::<Vec<_>>(), [Target::new("images", "janus")]);
     let served = process::serve(&host.mesh, &Doors::default(), offers).await.unwrap();
-    (ImagesClient::new(host.mesh.channel(&Target::new("images", "tiny"))), served)
+    let client = ImagesClient::new(host.mesh.channel(&Target::new("images", "janus")));
+    Service { client: client.max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES), _served: served }
 }
 
-fn golden_codes() -> Vec<u32> {
-    let text = std::fs::read(Path::new(FIXTURES).join("janus/golden.json")).unwrap();
-    let golden: serde_json::Value = serde_json::from_slice(&text).unwrap();
-    serde_json::from_value(golden["text_to_image"][0]["image_ids"].clone()).unwrap()
-}
+impl Service {
+    async fn decode(&self, request: v1::DecodeImageRequest) -> Result<v1::DecodeImageResponse, Status> {
+        let call = async { self.client.clone().decode(request).await };
+        tokio::time::timeout(PATIENCE, call).await.expect("an answer comes").map(tonic::Response::into_inner)
+    }
 
-fn request(codes: Vec<u32>, format: v1::ImageFormat) -> v1::DecodeImageRequest {
-    v1::DecodeImageRequest { codes, format: format.into(), metadata: HashMap::new() }
-}
-
-fn rgb(data: &[u8]) -> pixels::Rgb {
-    pixels::decode(data, &Limits::default()).unwrap()
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn codes_become_the_reference_picture_in_either_format() {
-    let (mut client, _served) = serve().await;
-    let reference = rgb(&std::fs::read(Path::new(FIXTURES).join("janus/t2i0.png")).unwrap());
-    for (format, media_type) in [(v1::ImageFormat::Png, "image/png"), (v1::ImageFormat::Webp, "image/webp")] {
-        let picture = client.decode(request(golden_codes(), format)).await.unwrap().into_inner();
-        assert_eq!((picture.width, picture.height, picture.media_type.as_str()), (reference.width, reference.height, media_type));
-        assert_eq!(rgb(&picture.data).data, reference.data, "{media_type}");
+    async fn picture(&self, codes: &[u32], format: v1::ImageFormat) -> Rgb {
+        let request = v1::DecodeImageRequest { codes: codes.to_vec(), format: format.into(), ..Default::default() };
+        let answer = self.decode(request).await.unwrap();
+        let picture = pixels::decode(&answer.data, &Limits::default()).unwrap();
+        assert_eq!((picture.width, picture.height), (answer.width, answer.height));
+        picture
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_preview_is_grey_where_nothing_is_drawn() {
-    let (mut client, _served) = serve().await;
-    let codes = golden_codes();
-    let whole = rgb(&client.decode(request(codes.clone(), v1::ImageFormat::Png)).await.unwrap().into_inner().data);
-    let preview = rgb(&client.decode(request(codes[..8].to_vec(), v1::ImageFormat::Png)).await.unwrap().into_inner().data);
-    assert_eq!((preview.width, preview.height), (whole.width, whole.height));
-    // 6 x 6 cells of 2 x 2 pixels: eight codes are the first row and two cells of the second.
-    let pixel = |x: usize, y: usize| &preview.data[(y * 12 + x) * 3..][..3];
-    assert!((0..12).flat_map(|y| (0..12).map(move |x| (x, y))).all(|(x, y)| {
-        let drawn = y / 2 * 6 + x / 2 < 8;
-        drawn || pixel(x, y) == [127; 3]
-    }));
-    assert!((0..4).any(|x| pixel(x, 3) != [127; 3]), "the drawn part is grey too");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn metadata_is_written_into_the_file() {
-    let (mut client, _served) = serve().await;
-    let metadata = HashMap::from([("prompt".to_owned(), "a café by the river".to_owned())]);
-    let picture = client.decode(v1::DecodeImageRequest { metadata, ..request(golden_codes(), v1::ImageFormat::Png) }).await.unwrap();
-    let data = picture.into_inner().data;
-    assert!(data.windows("a café by the river".len()).any(|window| window == "a café by the river".as_bytes()));
-}
-
-fn fields(status: &Status) -> Vec<String> {
-    let violations = status.get_details_bad_request().map(|details| details.field_violations).unwrap_or_default();
-    violations.into_iter().map(|violation| violation.field).collect()
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn bad_requests_are_refused_by_field() {
-    let (mut client, _served) = serve().await;
-    let (codes, png) = (golden_codes(), v1::ImageFormat::Png);
-    let with = |key: &str, value: String| HashMap::from([(key.to_owned(), value)]);
-    let rows = [
-        ("codes", request(vec![], png)),
-        ("codes", request(vec![0; codes.len() + 1], png)),
-        ("codes[2]", request(vec![0, 1, 96], png)),
-        ("format", v1::DecodeImageRequest { format: 77, ..request(codes.clone(), png) }),
-        ("metadata", v1::DecodeImageRequest { metadata: with("", "x".into()), ..request(codes.clone(), png) }),
-        ("metadata", v1::DecodeImageRequest { metadata: with("k", "x".repeat(1 << 20)), ..request(codes.clone(), png) }),
-    ];
-    for (field, request) in rows {
-        let status = client.decode(request).await.unwrap_err();
-        assert_eq!((status.code(), fields(&status)), (Code::InvalidArgument, vec![field.to_owned()]), "{status}");
-    }
-    client.decode(request(codes, png)).await.unwrap();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_burst_is_decoded_in_turn_and_a_flood_is_told_to_come_back() {
-    let host = host("janus", &[("queue_limit", "1")]);
-    let offers = images::start(&host).await.unwrap();
-    let _served = process::serve(&host.mesh, &Doors::default(), offers).await.unwrap();
-    let client = ImagesClient::new(host.mesh.channel(&Target::new("images", "tiny")));
-    let calls = (0..32).map(|_| {
-        let mut client = client.clone();
-        tokio::spawn(async move { client.decode(request(golden_codes(), v1::ImageFormat::Png)).await })
-    });
-    let (mut done, mut refused) = (0, 0);
-    for call in calls.collect::<Vec<_>>() {
-        match call.await.unwrap() {
-            Ok(_) => done += 1,
-            Err(status) => {
-                assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
-                assert!(status.get_details_retry_info().is_some());
-                refused += 1;
-            }
-        }
-    }
-    assert!(done >= 2 && done + refused == 32, "{done} done, {refused} refused");
+/// Codes and pixels (8-bit, `[height, width, 3]`) of the reference drawing.
+fn golden() -> (Vec<u32>, Vec<u8>) {
+    let file = fs::read(fixture("janus").join("golden.safetensors")).unwrap();
+    let golden = SafeTensors::deserialize(&file).unwrap();
+    let ids = golden.tensor("t2i0.image_ids").unwrap();
+    let codes = ids.data().chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+    (codes, golden.tensor("t2i0.pixels_u8").unwrap().data().to_vec())
 }
 
 #[tokio::test]
-async fn a_model_that_cannot_draw_is_left_out_and_a_bad_setting_is_named() {
-    assert!(images::start(&host("llama", &[])).await.unwrap().is_empty());
-    let error = images::start(&host("janus", &[("queue_limit", "0")])).await.err().unwrap();
-    assert!(error.to_string().contains("images.queue_limit"), "{error}");
+async fn codes_become_the_reference_picture() {
+    let (service, (codes, expected)) = (serve(&[]).await, golden());
+    for (format, media_type) in
+        [(v1::ImageFormat::Unspecified, "image/png"), (v1::ImageFormat::Png, "image/png"), (v1::ImageFormat::Webp, "image/webp")]
+    {
+        let request = v1::DecodeImageRequest { codes: codes.clone(), format: format.into(), ..Default::default() };
+        let answer = service.decode(request).await.unwrap();
+        assert_eq!((answer.media_type.as_str(), answer.width, answer.height), (media_type, 12, 12));
+        let picture = service.picture(&codes, format).await;
+        // The last bit of a sum may fall on the other side of a step between two levels.
+        assert!(picture.data.iter().zip(&expected).all(|(a, b)| a.abs_diff(*b) <= 1));
+        let different = picture.data.iter().zip(&expected).filter(|(a, b)| a != b).count();
+        assert!(different <= 4, "{different} of {} levels differ", expected.len());
+    }
+}
+
+#[tokio::test]
+async fn a_shorter_map_is_a_preview() {
+    let (service, (codes, _)) = (serve(&[]).await, golden());
+    let whole = service.picture(&codes, v1::ImageFormat::Png).await;
+    for known in [1, 6, 17, 35] {
+        let preview = service.picture(&codes[..known], v1::ImageFormat::Webp).await;
+        let gray = |pixel: &[u8]| pixel == [127; 3];
+        for (index, pixel) in preview.data.chunks_exact(3).enumerate() {
+            let patch = index / 12 / 2 * 6 + index % 12 / 2;
+            assert!(patch < known || gray(pixel), "patch {patch} of {known}");
+        }
+        assert!(preview.data[..3] != [127; 3] && preview != whole);
+    }
+}
+
+#[tokio::test]
+async fn metadata_is_written_into_the_file() {
+    let (service, (codes, _)) = (serve(&[]).await, golden());
+    let metadata: HashMap<String, String> = [("prompt", "eine rote Laterne 灯"), ("seed", "7")].map(|(k, v)| (k.into(), v.into())).into();
+    let request =
+        |format: v1::ImageFormat| v1::DecodeImageRequest { codes: codes.clone(), format: format.into(), metadata: metadata.clone() };
+    let file = service.decode(request(v1::ImageFormat::Png)).await.unwrap().data;
+    let mut reader = png::Decoder::new(Cursor::new(&file)).read_info().unwrap();
+    reader.finish().unwrap();
+    let text: HashMap<_, _> = reader.info().utf8_text.iter().map(|chunk| (chunk.keyword.clone(), chunk.get_text().unwrap())).collect();
+    assert_eq!(text, metadata);
+    let file = service.decode(request(v1::ImageFormat::Webp)).await.unwrap().data;
+    assert!(String::from_utf8_lossy(&file).contains("prompt: eine rote Laterne 灯"));
+}
+
+#[tokio::test]
+async fn bad_requests_are_refused_by_name() {
+    let (service, (codes, _)) = (serve(&[]).await, golden());
+    let good = v1::DecodeImageRequest { codes: codes.clone(), ..Default::default() };
+    let mut outside = codes.clone();
+    outside[3] = 96;
+    let long = HashMap::from([("prompt".to_owned(), "x".repeat(300_000))]);
+    for (request, field, message) in [
+        (v1::DecodeImageRequest { codes: vec![], ..good.clone() }, "codes", "codes: 0 codes, the image has 6 x 6 = 36"),
+        (v1::DecodeImageRequest { codes: vec![0; 37], ..good.clone() }, "codes", "codes: 37 codes, the image has 6 x 6 = 36"),
+        (v1::DecodeImageRequest { codes: outside, ..good.clone() }, "codes[3]", "codes[3]: 96 is not in the codebook of 96"),
+        (v1::DecodeImageRequest { format: 9, ..good.clone() }, "format", "format: 9 is not an ImageFormat"),
+        (v1::DecodeImageRequest { metadata: long, ..good.clone() }, "metadata", "metadata: 300006 bytes, at most 262144 are taken"),
+    ] {
+        let status = service.decode(request).await.unwrap_err();
+        assert_eq!((status.code(), status.message()), (Code::InvalidArgument, message));
+        assert_eq!(status.get_details_bad_request().unwrap().field_violations[0].field, field);
+    }
+    service.decode(good).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_full_queue_refuses() {
+    let (service, (codes, _)) = (serve(&[("images.parallel_images", "1"), ("images.queue_limit", "1")]).await, golden());
+    let request = v1::DecodeImageRequest { codes, ..Default::default() };
+    let answers = join_all((0..64).map(|_| service.decode(request.clone()))).await;
+    let (served, refused): (Vec<_>, Vec<_>) = answers.into_iter().partition(Result::is_ok);
+    assert!(served.len() >= 2 && !refused.is_empty(), "{} served, {} refused", served.len(), refused.len());
+    for status in refused.into_iter().map(Result::unwrap_err) {
+        assert_eq!((status.code(), status.message()), (Code::ResourceExhausted, "1 pictures wait already"));
+        assert!(status.get_details_retry_info().is_some());
+    }
+    service.decode(request).await.unwrap();
+}
+
+#[tokio::test]
+async fn bad_settings_are_refused() {
+    for key in ["images.parallel_images", "images.queue_limit"] {
+        let config = Config::resolve(None, [], &[(key.to_owned(), "0".to_owned())]).unwrap();
+        let host = Host::new(config, Mesh::in_process(), Vec::new(), Arc::new(Silent));
+        let error = images::start(&host).await.err().unwrap();
+        assert!(format!("{error:#}").contains(key), "{error:#}");
+        assert_eq!(process::exit_code(&error), 64);
+    }
 }
