@@ -130,7 +130,7 @@ pub(crate) fn exp(x: __m256) -> __m256 {
     _mm256_mul_ps(e, _mm256_castsi256_ps(power))
 }
 
-/// ln 2 cut to 12 bits: times any exponent it is exact.
-const LN_2_HIGH: f32 = 0.693_359_375;
+/// ln 2 cut to 9 bits: times any exponent it is exact.
+const LN_2_HIGH: f32 = 355.0 / 512.0;
 /// What was cut off.
-const LN_2_LOW: f32 = (std::f64::consts::LN_2 - 0.693_359_375) as f32;
+const LN_2_LOW: f32 = (std::f64::consts::LN_2 - 355.0 / 512.0) as f32;

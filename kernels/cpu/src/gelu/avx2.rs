@@ -1,11 +1,11 @@
 //! erf from two polynomials: in `z²` below one, in `1/z` times `e^(-z²)` above.
 
-use std::arch::x86_64::*;
+use std::{arch::x86_64::*, f32::consts::FRAC_2_SQRT_PI};
 
 use crate::avx2::{exp, polynomial, read, write};
 
 /// erf(z) / z as a polynomial of z², 0 <= z <= 1: interpolated at Chebyshev nodes, error of erf below 1.3e-7 in f32.
-const NEAR: [f32; 7] = [1.128_379_1, -0.376_126_26, 0.112_835_944, -0.026_854_211, 0.005_189_087_2, -0.000_801_686_43, 7.875_875e-5];
+const NEAR: [f32; 7] = [FRAC_2_SQRT_PI, -0.376_126_26, 0.112_835_94, -0.026_854_211, 0.005_189_087_2, -0.000_801_686_43, 7.875_875e-5];
 
 /// erfc(z) * e^(z²) as a polynomial of 1/z, 1 <= z <= 4: likewise, error of erf below 6e-8. Beyond 4, erf is 1 in f32.
 const FAR: [f32; 8] =

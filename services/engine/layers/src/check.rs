@@ -124,7 +124,8 @@ mod tests {
     fn every_breach_is_named() {
         let no_pictures = Limits { codebook: None, ..LIMITS };
         let embedding = |values: Vec<f32>, row| RowInput::Embedding { values: values.into(), row };
-        let rows: [(&str, &Limits, &dyn Fn(&mut Step)); 16] = [
+        type Row<'a> = (&'a str, &'a Limits, &'a dyn Fn(&mut Step));
+        let rows: [Row<'_>; 16] = [
             ("no rows", &LIMITS, &|step| *step = Step::default()),
             ("row 0: token 10 of 10", &LIMITS, &|step| step.rows[0] = RowInput::Token(10)),
             ("row 1: code 4 of 4", &LIMITS, &|step| step.rows[1] = RowInput::Code(4)),

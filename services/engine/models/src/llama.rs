@@ -5,8 +5,8 @@ use std::sync::Arc;
 use checkpoint::Checkpoint;
 use domain::ModelCard;
 use layers::{
-    Attention, Backend, EngineError, Head, LanguageModel, Limits, Linear, Observer, RmsNorm, Rope, Rotation, RowInput, Slice,
-    Step, StepOutput, SwiGlu, Weights, observe,
+    Attention, Backend, EngineError, Head, LanguageModel, Limits, Linear, Observer, RmsNorm, Rope, Rotation, RowInput, Slice, Step,
+    StepOutput, SwiGlu, Weights, observe,
 };
 
 use crate::text_config::TextConfig;

@@ -32,7 +32,11 @@ enum Family {
 
 /// Loads the language side of a checkpoint onto the CPU. Weights stay in the mapped files.
 pub fn load_language(checkpoint: &Arc<Checkpoint>, options: &LoadOptions) -> Result<Box<dyn LanguageModel>, EngineError> {
-    load_language_on(&Arc::new(Native::new(options.threads)?), checkpoint, options.kv_blocks)
+    let native = Arc::new(Native::new(options.threads)?);
+    let model = load_language_on(&native, checkpoint, options.kv_blocks)?;
+    let (isa, threads) = (native.cpu().isa().name(), native.cpu().threads());
+    tracing::info!(family = checkpoint.model_type(), isa, threads, kv_blocks = options.kv_blocks, "language model loaded");
+    Ok(model)
 }
 
 /// Loads the language side of a checkpoint onto a given backend, with a KV cache of `kv_blocks` blocks.

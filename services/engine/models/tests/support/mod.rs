@@ -141,5 +141,6 @@ pub fn assert_close(what: &str, actual: &[f32], expected: &[f32], tolerance: f32
     assert_eq!(actual.len(), expected.len(), "{what}: number of values");
     let worst = actual.iter().zip(expected).map(|(a, e)| (a - e).abs()).enumerate().max_by(|a, b| a.1.total_cmp(&b.1));
     let (place, distance) = worst.unwrap();
+    println!("{what}: {distance:.1e} off, tolerance {tolerance:.0e}");
     assert!(distance <= tolerance, "{what}: value {place} is {distance:e} off, tolerance {tolerance:e}");
 }

@@ -72,13 +72,13 @@ impl Model<'_> {
             let kv_head = head / (heads / kv_heads);
             let query = |t: usize| self.rotated(&q[t][head * dim..(head + 1) * dim], t);
             let key = |t: usize| self.rotated(&k[t][kv_head * dim..(kv_head + 1) * dim], t);
-            for t in 0..x.len() {
+            for (t, out) in out.iter_mut().enumerate() {
                 let mut weights: Vec<f64> = (0..=t).map(|s| (dot(&query(t), &key(s)) / (dim as f64).sqrt()).exp()).collect();
                 let sum: f64 = weights.iter().sum();
                 weights.iter_mut().for_each(|w| *w /= sum);
                 for (s, w) in weights.iter().enumerate() {
                     for d in 0..dim {
-                        out[t][head * dim + d] += w * v[s][kv_head * dim + d];
+                        out[head * dim + d] += w * v[s][kv_head * dim + d];
                     }
                 }
             }
