@@ -1,5 +1,7 @@
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 
 use bytes::Bytes;
 use domain::{Invalid, ModelCard, OutputKind};
@@ -201,6 +203,19 @@ impl Call {
     /// The seed of choice or image `index`.
     pub(crate) fn seed(&self, index: u32) -> u64 {
         self.request.seed.wrapping_add(index.into())
+    }
+
+    /// Lets the other choices of the request go on. All of them share one task: one whose outputs are always ready would run alone.
+    pub(crate) async fn give_way(&self) {
+        let mut given = self.request.choices() == 1;
+        poll_fn(|context| {
+            if std::mem::replace(&mut given, true) {
+                return Poll::Ready(());
+            }
+            context.waker().wake_by_ref();
+            Poll::Pending
+        })
+        .await;
     }
 
     /// Notes the time of the first output, once.

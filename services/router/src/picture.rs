@@ -52,6 +52,7 @@ pub(crate) async fn image(call: &Call, prompt: &Joined, image: &ImageRequest, in
         if batch.finished.is_some() {
             break;
         }
+        call.give_way().await;
     }
     let spent = Spent { output_tokens: painting.codes.len() as u32, cached_tokens: outputs.cached_tokens() };
     let codes = painting.finish()?;

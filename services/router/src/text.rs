@@ -53,6 +53,7 @@ pub(crate) async fn choice(call: &Call, prompt: &Joined, text: &TextRequest, ind
             spent.cached_tokens = outputs.cached_tokens();
             return Ok(spent);
         }
+        call.give_way().await;
         batch = outputs.next().await?;
     }
 }

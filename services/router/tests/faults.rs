@@ -161,8 +161,8 @@ async fn a_client_that_leaves_ends_the_work() {
     let mut request = chat(vec![text_part("x")], 4000);
     request.sampling.as_mut().unwrap().n = Some(4);
     let mut stream = bench.open(request).await.unwrap();
-    for _ in 0..12 {
-        stream.next().await.unwrap().unwrap();
+    for choice in 0..4 {
+        until(&mut stream, |event| matches!(event, Event::Text(delta) if delta.choice == choice)).await;
     }
     assert_eq!(bench.script.alive(), 4);
     drop(stream);

@@ -70,6 +70,20 @@ async fn choices_differ_by_their_seeds() {
     assert_eq!(usage_of(&events).output_tokens, 18);
 }
 
+/// They share a task, and a model that always has an output ready must not make it one's own.
+#[tokio::test]
+async fn choices_take_turns() {
+    let bench = Bench::new(Script::new()).await;
+    let mut request = chat(vec![text_part("x")], 4000);
+    request.sampling.as_mut().unwrap().n = Some(4);
+    let events = bench.ask(request).await.unwrap();
+    let first = events.iter().position(|event| matches!(event, Event::Finished(_))).unwrap();
+    for choice in 0..4 {
+        let tokens = ids_of(&events[..first], choice).len();
+        assert!(tokens >= 2000, "choice {choice} has {tokens} of 4000 tokens when the first choice is complete");
+    }
+}
+
 #[tokio::test]
 async fn a_drawn_seed_is_reported_and_used() {
     let bench = Bench::new(Script::new()).await;

@@ -37,9 +37,12 @@ async fn answers(bench: &Bench) {
     });
     assert_eq!(codes.unwrap(), (0..12).map(|i| code(3, i)).collect::<Vec<_>>());
 
-    let mut stream = bench.open(chat(vec![text_part("x")], 4000)).await.unwrap();
-    stream.next().await.unwrap().unwrap();
-    wait_until("a sequence runs", LIMIT, async || bench.script.alive() == 1).await;
+    // A sequence that has begun and cannot end by itself.
+    bench.script.steps.forget_permits(Semaphore::MAX_PERMITS);
+    bench.script.steps.add_permits(5);
+    let mut stream = bench.open(chat(vec![text_part("x")], 10)).await.unwrap();
+    until(&mut stream, |event| matches!(event, Event::Text(_))).await;
+    assert_eq!(bench.script.alive(), 1);
     drop(stream);
     wait_until("it ends with its reader", LIMIT, async || bench.script.alive() == 0).await;
 
