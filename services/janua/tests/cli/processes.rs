@@ -23,6 +23,8 @@ struct Installation {
     redis: RedisServer,
     servers: BTreeMap<&'static str, Server>,
     address: String,
+    /// Where the router tells its metrics.
+    metrics: String,
     _folder: tempfile::TempDir,
 }
 
@@ -30,7 +32,7 @@ impl Installation {
     async fn start(wire: &str, model: &Path) -> Self {
         let (nats, redis) = (NatsServer::start().await, RedisServer::start().await);
         let folder = tempfile::tempdir().unwrap();
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let [port, metrics_port] = free_ports();
         let file = folder.path().join("janua.toml");
         let settings = format!(
             "[telemetry]\nlevel = \"error\"\n[mesh]\nwire = {wire:?}\nnats_url = {:?}\n[cache]\nredis_url = {:?}\n\
@@ -49,11 +51,16 @@ impl Installation {
             ("images", "images"),
             ("router", "router"),
         ];
-        let start = |service| Server::start(&["--service", service, "--config", &config, "--quiet"]);
+        let metrics = format!("127.0.0.1:{metrics_port}");
+        let listen = format!("telemetry.metrics_listen={metrics}");
+        let start = |service| match service {
+            "router" => Server::start(&["--service", service, "--config", &config, "--quiet", "--set", &listen]),
+            _ => Server::start(&["--service", service, "--config", &config, "--quiet"]),
+        };
         let servers = services.into_iter().map(|(name, service)| (name, start(service))).collect();
         let address = format!("http://127.0.0.1:{port}");
         wait_until("all services", LIMIT, async || ready(&address).await).await;
-        Self { nats, redis, servers, address, _folder: folder }
+        Self { nats, redis, servers, address, metrics, _folder: folder }
     }
 
     /// SIGTERM to everybody, the router first; each must end well.
@@ -65,6 +72,21 @@ impl Installation {
         }
         drop((self.nats, self.redis));
     }
+}
+
+/// Two ports that were free a moment ago.
+fn free_ports() -> [u16; 2] {
+    let taken = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    taken.map(|listener| listener.local_addr().unwrap().port())
+}
+
+/// Sum of a counter over its labels, from a Prometheus endpoint.
+async fn counter(address: &str, name: &str) -> f64 {
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await.unwrap();
+    let mut page = String::new();
+    stream.read_to_string(&mut page).await.unwrap();
+    page.lines().filter(|line| line.starts_with(name)).filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
 }
 
 async fn ready(address: &str) -> bool {
@@ -138,6 +160,8 @@ async fn a_killed_language_worker_is_not_noticed(wire: &str) {
         read(&mut stream, &mut ids, usize::MAX).await;
         assert_eq!(ids, expected[i], "stream {i}: no token lost, none repeated");
     }
+    let carried = counter(&installation.metrics, "janua_router_retries_total").await;
+    assert!(carried >= 1.0, "the dead worker had streams, and they were carried over");
     installation.stop().await;
 }
 

@@ -1,0 +1,8 @@
+//! Real requests to real services in this process, through the public gRPC door.
+#![allow(clippy::unwrap_used)]
+
+mod bad_input;
+mod fairness;
+mod golden;
+mod options;
+mod pictures;
