@@ -125,7 +125,13 @@ mod tests {
             (3, vec![9], "100"),
         ] {
             let mut lines = Vec::new();
-            let mut bar = Quarters { what: "x".to_owned(), total, next: 0, told_from: Instant::now(), print: |line: &str| lines.push(line.to_owned()) };
+            let mut bar = Quarters {
+                what: "x".to_owned(),
+                total,
+                next: 0,
+                told_from: Instant::now(),
+                print: |line: &str| lines.push(line.to_owned()),
+            };
             steps.into_iter().for_each(|done| bar.set(done));
             let percents: Vec<_> = lines.iter().map(|line| line.trim_start_matches("x: ").trim_end_matches(" %")).collect();
             assert_eq!(percents.join(" "), expected);
