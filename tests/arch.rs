@@ -59,7 +59,8 @@ fn root() -> PathBuf {
 
 /// Normal dependencies of every crate of the workspace.
 fn dependencies() -> BTreeMap<String, Vec<String>> {
-    let output = Command::new(env!("CARGO")).args(["metadata", "--no-deps", "--offline", "--format-version", "1"]).current_dir(root()).output();
+    let output =
+        Command::new(env!("CARGO")).args(["metadata", "--no-deps", "--offline", "--format-version", "1"]).current_dir(root()).output();
     let metadata: Value = serde_json::from_slice(&output.unwrap().stdout).unwrap();
     let normal = |package: &Value| {
         let list = package["dependencies"].as_array().unwrap().iter();

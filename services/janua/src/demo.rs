@@ -1,4 +1,5 @@
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 
 use clap::Args;
 use proto::v1;
@@ -48,17 +49,26 @@ pub async fn run(flags: Demo) -> Result<(), Failure> {
     let options = LocalOptions { listen: Some(listen), ..LocalOptions::embedded(vec![(name.clone(), flags.model.clone())])? };
     let settings = telemetry::TelemetryConfig { level: "warn".to_owned(), ..telemetry::TelemetryConfig::default() };
     let telemetry = telemetry::init(&settings, "janua").await.map_err(Failure::software)?;
-    let local = Local::start(options).await?;
-    let door = Door::of(&local, &name).await?;
-    let model = door.models().await?.into_iter().find(|model| model.name == name);
-    let model = model.ok_or_else(|| Failure::software(format!("{name} was started but is not listed")))?;
-    terminal::line(&format!("{}\n", describe(&model)))?;
-    show(&flags, &door, &model).await?;
+    let work = async {
+        let local = Local::start(options).await?;
+        let door = Door::of(&local, &name).await?;
+        let model = door.models().await?.into_iter().find(|model| model.name == name);
+        let model = model.ok_or_else(|| Failure::software(format!("{name} was started but is not listed")))?;
+        terminal::line(&format!("{}\n", describe(&model)))?;
+        show(&flags, &door, &model).await?;
+        Ok(local)
+    };
+    let mut signal = pin!(serve::signal());
+    let local = tokio::select! {
+        biased;
+        stop = &mut signal => return stop,
+        local = work => local?,
+    };
     if flags.once {
         terminal::line(&paint(GOOD, "done"))?;
     } else {
         serve::announce(&local, false).await?;
-        process::until_signal().await.map_err(|error| Failure::software(format!("cannot wait for a signal: {error}")))?;
+        signal.await?;
         terminal::remark(&paint(DIM, "draining"));
     }
     local.drain().await;

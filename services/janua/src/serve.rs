@@ -1,4 +1,5 @@
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
@@ -69,11 +70,22 @@ pub async fn all(flags: Serve) -> Result<(), Failure> {
 }
 
 async fn serve(options: LocalOptions, json: bool) -> Result<(), Failure> {
-    let local = Local::start(options).await?;
+    // Listened for from the first moment on: a signal that comes while the models load ends the program, too.
+    let mut signal = pin!(signal());
+    let local = tokio::select! {
+        biased;
+        stop = &mut signal => return stop,
+        local = Local::start(options) => local?,
+    };
     announce(&local, json).await?;
-    process::until_signal().await.map_err(|error| Failure::software(format!("cannot wait for a signal: {error}")))?;
+    signal.await?;
     local.drain().await;
     Ok(())
+}
+
+/// Ends with the first SIGTERM or SIGINT.
+pub async fn signal() -> Result<(), Failure> {
+    process::until_signal().await.map_err(|error| Failure::software(format!("cannot wait for a signal: {error}")))
 }
 
 /// Says on stdout that requests are taken, and how to send one.

@@ -1,3 +1,4 @@
+use std::pin::pin;
 use std::process::ExitCode;
 
 use anyhow::{Context, ensure};
@@ -5,7 +6,7 @@ use clap::{Args as _, Command, FromArgMatches};
 use config::{ConfigError, Origin};
 use mesh::{Mesh, MeshConfig, Wire};
 
-use crate::{Args, Host, Offer, ProcessConfig, exit, open_models, serve, until_signal};
+use crate::{Args, Host, Offer, ProcessConfig, Served, exit, open_models, serve, until_signal};
 
 /// A usage error, after sysexits.h.
 const USAGE: u8 = 64;
@@ -66,17 +67,33 @@ async fn serve_until_signal(
         let reason = format!("a process that runs {service} alone needs \"nats\" or \"direct\"");
         return Err(ConfigError::Value { key: "mesh.wire".to_owned(), reason, origin: Origin::Absent }.into());
     }
-    let progress = args.progress();
-    let files = !WITHOUT_FILES.contains(&service);
-    let models = if files { open_models(&config, &progress, WITH_WEIGHTS.contains(&service)).await? } else { Vec::new() };
-    let mesh = Mesh::connect(&wire).await.context("cannot join the mesh")?;
-    let host = Host::new(config, mesh, models, progress);
-    let offers = start(&host).await?;
-    ensure!(!offers.is_empty(), "{service} has nothing to serve: none of the configured models needs it");
-    let served = serve(&host.mesh, &host.doors, offers).await?;
+    // Listened for from the first moment on: a signal that comes while models load ends the process well, too.
+    let mut signal = pin!(until_signal());
+    let served = tokio::select! {
+        biased;
+        signal = &mut signal => return Ok(signal?),
+        served = begin(service, args, config, &wire, start) => served?,
+    };
     tracing::info!(service, "serving");
-    until_signal().await?;
+    signal.await?;
     served.drain(process.grace()).await;
     tracing::info!(service, "drained");
     Ok(())
+}
+
+async fn begin(
+    service: &str,
+    args: &Args,
+    config: config::Config,
+    wire: &MeshConfig,
+    start: impl AsyncFn(&Host) -> anyhow::Result<Vec<Offer>>,
+) -> anyhow::Result<Served> {
+    let progress = args.progress();
+    let files = !WITHOUT_FILES.contains(&service);
+    let models = if files { open_models(&config, &progress, WITH_WEIGHTS.contains(&service)).await? } else { Vec::new() };
+    let mesh = Mesh::connect(wire).await.context("cannot join the mesh")?;
+    let host = Host::new(config, mesh, models, progress);
+    let offers = start(&host).await?;
+    ensure!(!offers.is_empty(), "{service} has nothing to serve: none of the configured models needs it");
+    serve(&host.mesh, &host.doors, offers).await
 }
