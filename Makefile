@@ -16,7 +16,7 @@ deps: ## Install nats-server, redis-server and ONNX Runtime if they are missing.
 	@deploy/deps/install.sh
 
 run: deps ## Build, start everything in one process, send three requests, keep serving (ARGS=--once exits, MODEL=DIR serves another folder).
-	@cargo build --release --quiet --package janua
+	@cargo build --release --package janua
 	@target/release/janua demo --model $(MODEL) $(ARGS)
 
 test: deps check unit ## Everything that CI runs.

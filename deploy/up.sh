@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Starts Janua as it runs in production, on this machine: nats-server, redis-server and the five services as separate processes.
 # Usage: deploy/up.sh MODEL_FOLDER [NAME]      then deploy/down.sh
-# Variables: LISTEN (default 127.0.0.1:50051), NATS_PORT (14222), REDIS_PORT (16379), WIRE (nats or direct), REPLICAS of language (1).
+# Variables: LISTEN (default 127.0.0.1:50051), NATS_PORT (14222), REDIS_PORT (16379), WIRE (nats or direct), REPLICAS of language (1),
+# JANUA (a program that is built already; otherwise target/release/janua is built).
 # Everything it writes is in target/run: pid files, logs, janua.toml.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -13,6 +14,7 @@ nats_port=${NATS_PORT:-14222}
 redis_port=${REDIS_PORT:-16379}
 wire=${WIRE:-nats}
 replicas=${REPLICAS:-1}
+janua=${JANUA:-target/release/janua}
 run=target/run
 ready_limit=180 # seconds
 
@@ -52,7 +54,7 @@ wait_for() {
 
 listening() { (: < "/dev/tcp/127.0.0.1/$1"); }
 all_ready() {
-    target/release/janua models --server "http://$listen" --json | grep -q '"ready":true'
+    "$janua" models --server "http://$listen" --json | grep -q '"ready":true'
 }
 
 [ -f "$folder/config.json" ] || die "$folder is no model folder (no config.json); give one with make up MODEL=DIR"
@@ -66,7 +68,7 @@ for port in "$nats_port" "$redis_port" "${listen##*:}"; do
 done
 
 say "building"
-cargo build --release --quiet --package janua
+cargo build --release --package janua
 
 cat > "$run/janua.toml" << TOML
 [mesh]
@@ -89,7 +91,7 @@ start redis redis-server --bind 127.0.0.1 --port "$redis_port" --save '' --appen
 wait_for nats-server nats listening "$nats_port"
 wait_for redis-server redis listening "$redis_port"
 
-serve() { start "$1" target/release/janua serve --service "$2" --config "$run/janua.toml" --quiet; }
+serve() { start "$1" "$janua" serve --service "$2" --config "$run/janua.toml" --quiet; }
 for ((i = 1; i <= replicas; i++)); do serve "language-$i" language; done
 serve tokenizer tokenizer
 # A text model has no pictures to read or draw.
@@ -99,9 +101,9 @@ serve router router
 wait_for router router all_ready
 
 say "ready: $name over $wire"
-target/release/janua models --server "http://$listen"
+"$janua" models --server "http://$listen"
 cat << TEXT
-  gRPC   http://$listen      target/release/janua chat "Why is the sky blue?"
+  gRPC   http://$listen      $janua chat --server http://$listen "Why is the sky blue?"
   NATS   nats://127.0.0.1:$nats_port   nats micro ls --server 127.0.0.1:$nats_port
   Redis  redis://127.0.0.1:$redis_port
   logs   $run/*.log
