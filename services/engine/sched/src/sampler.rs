@@ -47,13 +47,7 @@ impl History {
 pub fn text(logits: &mut [f32], sampling: &Sampling, history: &History, index: u64) -> Result<(u32, Option<TokenLogprobs>), NotFinite> {
     penalise(logits, sampling, history);
     let best = argmax(logits)?;
-    let id = if sampling.temperature == 0.0 {
-        best
-    } else {
-        let mut weights = weights(logits, best, sampling.temperature);
-        truncate(logits, &mut weights, sampling);
-        draw(&weights, uniform(sampling.seed, index))
-    };
+    let id = if sampling.temperature == 0.0 { best } else { draw(&candidates(logits, best, sampling), uniform(sampling.seed, index)) };
     Ok((id, sampling.top_logprobs.map(|top| logprobs(logits, best, id, top as usize))))
 }
 
@@ -66,7 +60,8 @@ pub fn code(conditional: &mut [f32], unconditional: &[f32], sampling: &ImageSamp
     if sampling.temperature == 0.0 {
         return Ok(best);
     }
-    Ok(draw(&weights(conditional, best, sampling.temperature), uniform(sampling.seed, index)))
+    let all: Vec<_> = (0..conditional.len() as u32).map(candidate(conditional, best, sampling.temperature)).collect();
+    Ok(draw(&all, uniform(sampling.seed, index)))
 }
 
 /// The number in [0, 1) that decides output `index` of a job with this seed.
@@ -113,51 +108,61 @@ fn argmax(logits: &[f32]) -> Result<u32, NotFinite> {
     if largest.is_finite() { Ok(best as u32) } else { Err(NotFinite) }
 }
 
-/// Unscaled probabilities `[ids]`: 1 for the most likely id `best`.
-fn weights(logits: &[f32], best: u32, temperature: f32) -> Vec<f32> {
+/// An id that may be drawn.
+#[derive(Debug, Clone, Copy)]
+struct Candidate {
+    id: u32,
+    /// Its probability in units of the most likely id's: 0..=1.
+    weight: f32,
+}
+
+/// The candidate of an id, `best` being the most likely one.
+fn candidate(logits: &[f32], best: u32, temperature: f32) -> impl Fn(u32) -> Candidate {
     let largest = logits[best as usize];
-    logits.iter().map(|logit| ((logit - largest) / temperature).exp()).collect()
+    move |id| Candidate { id, weight: ((logits[id as usize] - largest) / temperature).exp() }
 }
 
-/// Set the weights to zero that top_k, min_p and top_p rule out.
-fn truncate(logits: &[f32], weights: &mut [f32], sampling: &Sampling) {
-    let top_k = if sampling.top_k == 0 { usize::MAX } else { sampling.top_k as usize };
-    if top_k >= weights.len() && sampling.min_p <= 0.0 && sampling.top_p >= 1.0 {
-        return;
+/// What top_k, min_p and top_p leave, in the order of ids.
+fn candidates(logits: &[f32], best: u32, sampling: &Sampling) -> Vec<Candidate> {
+    let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
+    let top_k = sampling.top_k as usize;
+    if (1..ids.len()).contains(&top_k) {
+        best_first(&mut ids, top_k, logits);
+        ids.truncate(top_k);
+        ids.sort_unstable();
     }
-    let mut kept: Vec<u32> = (0..weights.len() as u32).filter(|&id| weights[id as usize] >= sampling.min_p).collect();
-    if top_k < kept.len() {
-        best_first(&mut kept, top_k, logits);
-        kept.truncate(top_k);
-    }
+    let weighed = ids.into_iter().map(candidate(logits, best, sampling.temperature));
+    let mut candidates: Vec<_> = weighed.filter(|candidate| candidate.weight >= sampling.min_p).collect();
     if sampling.top_p < 1.0 {
-        nucleus(&mut kept, logits, weights, sampling.top_p);
+        nucleus(&mut candidates, sampling.top_p);
     }
-    let mut truncated = vec![0.0; weights.len()];
-    kept.into_iter().for_each(|id| truncated[id as usize] = weights[id as usize]);
-    weights.copy_from_slice(&truncated);
+    candidates
 }
 
-/// Keep the smallest set of the most likely ids whose share of all kept weights reaches `top_p`.
-fn nucleus(kept: &mut Vec<u32>, logits: &[f32], weights: &[f32], top_p: f32) {
-    let weight = |id: &u32| f64::from(weights[*id as usize]);
-    let enough = f64::from(top_p) * kept.iter().map(weight).sum::<f64>();
-    // The nucleus is small as a rule, so only as many ids as needed are put in order.
-    let mut ordered = 128;
-    loop {
-        ordered = kept.len().min(ordered * 4);
-        best_first(kept, ordered, logits);
-        let mut sum = 0.0;
-        let reached = kept[..ordered].iter().position(|id| {
-            sum += weight(id);
-            sum >= enough
-        });
-        match reached {
-            Some(last) => return kept.truncate(last + 1),
-            None if ordered == kept.len() => return,
-            None => {}
-        }
+/// Keep the smallest set of the most likely candidates whose share of all weights reaches `top_p`.
+///
+/// Sorting a vocabulary would cost more than everything else here. Instead the weights are added up by magnitude, and only the candidates
+/// of the magnitude at which the share is reached are put in order.
+fn nucleus(candidates: &mut Vec<Candidate>, top_p: f32) {
+    // Exponent and leading bits of the mantissa: ordered as the weights are, and at most 1.0.
+    let magnitude = |candidate: &Candidate| (candidate.weight.to_bits() >> 20) as usize;
+    let mut sums = [0.0; (1.0f32.to_bits() >> 20) as usize + 1];
+    candidates.iter().for_each(|candidate| sums[magnitude(candidate)] += f64::from(candidate.weight));
+    let enough = f64::from(top_p) * sums.iter().sum::<f64>();
+    let (mut edge, mut sum) = (sums.len() - 1, 0.0);
+    while edge > 0 && sum + sums[edge] < enough {
+        sum += sums[edge];
+        edge -= 1;
     }
+    let mut at_edge: Vec<Candidate> = candidates.iter().filter(|candidate| magnitude(candidate) == edge).copied().collect();
+    at_edge.sort_unstable_by(|a, b| b.weight.total_cmp(&a.weight).then(a.id.cmp(&b.id)));
+    let last = at_edge.iter().find(|candidate| {
+        sum += f64::from(candidate.weight);
+        sum >= enough
+    });
+    // Without a last one all of them are needed; rounding can ask for a trifle more than there is.
+    let within = |c: &Candidate| last.is_none_or(|last| c.weight > last.weight || (c.weight == last.weight && c.id <= last.id));
+    candidates.retain(|candidate| magnitude(candidate) > edge || (magnitude(candidate) == edge && within(candidate)));
 }
 
 /// Put the `count` most likely ids first, in order.
@@ -169,13 +174,13 @@ fn best_first(ids: &mut [u32], count: usize, logits: &[f32]) {
     ids[..count].sort_unstable_by(likelier);
 }
 
-/// The id on which `uniform` in [0, 1) falls when the weights are laid end to end in the order of ids.
-fn draw(weights: &[f32], uniform: f64) -> u32 {
-    let target = uniform * weights.iter().map(|&w| f64::from(w)).sum::<f64>();
+/// The candidate on which `uniform` in [0, 1) falls when the weights are laid end to end.
+fn draw(candidates: &[Candidate], uniform: f64) -> u32 {
+    let target = uniform * candidates.iter().map(|candidate| f64::from(candidate.weight)).sum::<f64>();
     let (mut sum, mut last) = (0.0, 0);
-    for (id, &weight) in weights.iter().enumerate().filter(|(_, w)| **w > 0.0) {
-        sum += f64::from(weight);
-        last = id as u32;
+    for candidate in candidates.iter().filter(|candidate| candidate.weight > 0.0) {
+        sum += f64::from(candidate.weight);
+        last = candidate.id;
         if sum > target {
             break;
         }

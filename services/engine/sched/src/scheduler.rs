@@ -134,18 +134,13 @@ impl Scheduler {
 
     /// Give every task that is about to decode past its last block another one, oldest first; the youngest pay when there is none.
     fn grow(&mut self) {
-        let mut index = 0;
-        while index < self.running.len() {
-            let missing = self.running[index].missing_blocks();
-            if missing <= self.pool.available() {
+        while let Some(index) = self.running.iter().position(|task| task.missing_blocks() > 0) {
+            if self.running[index].missing_blocks() <= self.pool.available() {
                 self.running[index].grow(&mut self.pool);
-                index += 1;
-                continue;
+            } else {
+                let victim = self.victim().unwrap_or(index);
+                self.preempt(victim);
             }
-            let victim = self.victim().unwrap_or(index);
-            self.preempt(victim);
-            // A paused victim may be older: then this task has moved down by one.
-            index -= usize::from(victim < index);
         }
     }
 
@@ -176,12 +171,9 @@ impl Scheduler {
                 insert(&mut self.running, task);
                 continue;
             }
+            // Who holds blocks without using them makes room.
             match self.running.iter_mut().rposition(|task| task.outlet.is_paused()) {
-                // It comes back into `waiting`, maybe before this one.
-                Some(paused) => {
-                    index += usize::from(self.running[paused].order < self.waiting[index].order);
-                    self.preempt(paused);
-                }
+                Some(paused) => self.preempt(paused),
                 None => return,
             }
         }
