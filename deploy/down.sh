@@ -6,6 +6,9 @@ cd "$(dirname "$0")/.."
 run=target/run
 limit=40 # seconds: the services' grace period and a little more
 
+# running PID: a process that has ended but was not yet collected by its parent does not count.
+running() { grep -q '^State:[[:space:]]*[^ZX]' "/proc/$1/status" 2> /dev/null; }
+
 # stop LABEL: SIGTERM, then SIGKILL when the limit has passed. A pid that now belongs to something else is left alone.
 stop() {
     local file=$run/$1.pid pid
@@ -14,10 +17,10 @@ stop() {
     if grep -qaE 'janua|nats-server|redis-server' "/proc/$pid/cmdline" 2> /dev/null; then
         kill "$pid" 2> /dev/null || true
         for ((tenths = 0; tenths < limit * 10; tenths++)); do
-            kill -0 "$pid" 2> /dev/null || break
+            running "$pid" || break
             sleep 0.1
         done
-        if kill -0 "$pid" 2> /dev/null; then
+        if running "$pid"; then
             printf 'down: %s did not end within %s s and is killed\n' "$1" "$limit" >&2
             kill -KILL "$pid" 2> /dev/null || true
         fi

@@ -24,6 +24,9 @@ die() {
     exit 1
 }
 
+# running PID: a process that has ended but was not yet collected by its parent does not count.
+running() { grep -q '^State:[[:space:]]*[^ZX]' "/proc/$1/status" 2> /dev/null; }
+
 # start NAME COMMAND...: in the background, in a session of its own, with a log and a pid file.
 start() {
     local label=$1
@@ -46,7 +49,7 @@ wait_for() {
     shift 2
     for ((tenths = 0; tenths < ready_limit * 10; tenths++)); do
         if "$@" > /dev/null 2>&1; then return 0; fi
-        if ! kill -0 "$(cat "$run/$label.pid")" 2> /dev/null; then give_up "$what has ended, see $run/$label.log" "$label"; fi
+        if ! running "$(cat "$run/$label.pid")"; then give_up "$what has ended, see $run/$label.log" "$label"; fi
         sleep 0.1
     done
     give_up "$what is not ready after $ready_limit s, see $run/$label.log" "$label"
@@ -61,14 +64,16 @@ all_ready() {
 mkdir -p "$run"
 for file in "$run"/*.pid; do
     [ -e "$file" ] || continue
-    if kill -0 "$(cat "$file")" 2> /dev/null; then die "$(basename "$file" .pid) is still running; make down stops it"; fi
+    if running "$(cat "$file")"; then die "$(basename "$file" .pid) is still running; make down stops it"; fi
 done
 for port in "$nats_port" "$redis_port" "${listen##*:}"; do
     if listening "$port" 2> /dev/null; then die "port $port is taken; choose others with NATS_PORT, REDIS_PORT and LISTEN"; fi
 done
 
-say "building"
-cargo build --release --package janua
+if [ -z "${JANUA:-}" ]; then
+    say "building"
+    cargo build --release --package janua
+fi
 
 cat > "$run/janua.toml" << TOML
 [mesh]
