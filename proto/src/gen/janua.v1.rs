@@ -50,7 +50,7 @@ pub struct Completion {
 /// How the next text token is drawn. An absent field takes the value of the checkpoint's generation_config.json, then the default given here.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Sampling {
-    /// 0 = greedy. Range 0..=100. Default: 1, or 0 where the checkpoint says do_sample = false.
+    /// 0 = greedy. Range 0..=100. Default: greedy, as the reference, unless generation_config.json says do_sample = true; then its temperature, or 1.
     #[prost(float, optional, tag = "1")]
     pub temperature: ::core::option::Option<f32>,
     /// Keep the smallest set of tokens whose probabilities add up to this. Range (0, 1\]. Default 1 (off).

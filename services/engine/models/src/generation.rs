@@ -7,15 +7,17 @@ use serde_json::Value;
 
 const FILE: &str = "generation_config.json";
 
-/// The defaults for text and for images. What the file does not say, or an absent file, leaves the general defaults.
+/// The defaults for text and for images. What the file does not say, or an absent file, is as the reference has it.
 pub(crate) fn defaults(checkpoint: &Checkpoint) -> Result<(Sampling, ImageSampling), EngineError> {
     let written = Written { checkpoint, json: checkpoint.json(FILE)?.unwrap_or_default() };
     let (text, image) = (Sampling::default(), ImageSampling::default());
+    // The reference samples text only where the file says so, and draws images unless the file says no (Janus, `generation_config.json` and its generation script).
     // Without sampling the most likely token is taken: that is what temperature 0 means here.
-    let greedy = written.json.get("do_sample").and_then(Value::as_bool) == Some(false);
-    let temperature = |default| if greedy { Ok(0.0) } else { written.number("temperature", default, 0.0..=100.0) };
+    let do_sample = written.json.get("do_sample").and_then(Value::as_bool);
+    let written_temperature = written.number("temperature", 1.0, 0.0..=100.0)?;
+    let temperature = |samples: bool| if samples { written_temperature } else { 0.0 };
     let text = Sampling {
-        temperature: temperature(text.temperature)?,
+        temperature: temperature(do_sample == Some(true)),
         top_p: written.number("top_p", text.top_p, f32::MIN_POSITIVE..=1.0)?,
         top_k: written.number("top_k", text.top_k as f32, 0.0..=1e6)? as u32,
         min_p: written.number("min_p", text.min_p, 0.0..=1.0)?,
@@ -23,7 +25,7 @@ pub(crate) fn defaults(checkpoint: &Checkpoint) -> Result<(Sampling, ImageSampli
         ..text
     };
     let image = ImageSampling {
-        temperature: temperature(image.temperature)?,
+        temperature: temperature(do_sample != Some(false)),
         guidance: written.number("guidance_scale", image.guidance, 0.0..=100.0)?,
         ..image
     };

@@ -158,15 +158,16 @@ fn sampling_defaults_are_read_or_refused() {
         card(&Checkpoint::open(dir.path()).unwrap()).map(|card| card.default_sampling)
     };
     assert_eq!(sampling(json!({"do_sample": false, "temperature": 0.7})).unwrap().temperature, 0.0);
+    assert_eq!(sampling(json!({"temperature": 0.7})).unwrap().temperature, 0.0);
     assert_eq!(sampling(json!({"do_sample": true})).unwrap().temperature, 1.0);
-    let all = sampling(json!({"temperature": 0.3, "top_p": null, "top_k": 50, "repetition_penalty": 1.1})).unwrap();
+    let all = sampling(json!({"do_sample": true, "temperature": 0.3, "top_p": null, "top_k": 50, "repetition_penalty": 1.1})).unwrap();
     assert_eq!((all.temperature, all.top_p, all.top_k, all.repetition_penalty), (0.3, 1.0, 50, 1.1));
     for (field, value) in [("temperature", json!(-1)), ("top_p", json!(1.5)), ("top_k", json!("many")), ("temperature", json!(1e300))] {
         let message = sampling(json!({ field: value })).unwrap_err().to_string();
         assert!(message.contains("generation_config.json") && message.contains(field), "{message}");
     }
     fs::remove_file(&file).unwrap();
-    assert_eq!(card(&Checkpoint::open(dir.path()).unwrap()).unwrap().default_sampling.temperature, 1.0);
+    assert_eq!(card(&Checkpoint::open(dir.path()).unwrap()).unwrap().default_sampling.temperature, 0.0);
 }
 
 #[test]
