@@ -7,7 +7,7 @@ run=target/run
 limit=40 # seconds: the services' grace period and a little more
 
 # running PID: a process that has ended but was not yet collected by its parent does not count.
-running() { grep -q '^State:[[:space:]]*[^ZX]' "/proc/$1/status" 2> /dev/null; }
+running() { grep -qE '^State:[[:space:]]+[^ZX[:space:]]' "/proc/$1/status" 2> /dev/null; }
 
 # stop LABEL: SIGTERM, then SIGKILL when the limit has passed. A pid that now belongs to something else is left alone.
 stop() {

@@ -25,7 +25,7 @@ die() {
 }
 
 # running PID: a process that has ended but was not yet collected by its parent does not count.
-running() { grep -q '^State:[[:space:]]*[^ZX]' "/proc/$1/status" 2> /dev/null; }
+running() { grep -qE '^State:[[:space:]]+[^ZX[:space:]]' "/proc/$1/status" 2> /dev/null; }
 
 # start NAME COMMAND...: in the background, in a session of its own, with a log and a pid file.
 start() {
