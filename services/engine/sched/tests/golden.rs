@@ -88,7 +88,7 @@ fn outputs(engine: &Engine, jobs: impl IntoIterator<Item = Job>) -> Vec<Vec<u32>
 fn check(fixture: &str, cases: &[(Job, Vec<u32>)]) {
     let quiet = engine(fixture, 64, EngineConfig::default());
     for (job, expected) in cases {
-        assert_eq!(outputs(&quiet, [job.clone()]), [expected.clone()]);
+        assert_eq!(outputs(&quiet, [job.clone()]), std::slice::from_ref(expected));
     }
     let mix: Vec<_> = cases.iter().cycle().take(16).cloned().collect();
     let expected: Vec<_> = mix.iter().map(|(_, ids)| ids.clone()).collect();

@@ -1,7 +1,7 @@
 //! A language service in the test's own process, jobs of the fixtures, and a model on strings.
 
 use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -153,8 +153,8 @@ pub struct Puppet {
 }
 
 /// The puppet and what moves it: one step for every message, any number once the sender is gone.
-pub fn puppet() -> (Box<Puppet>, Sender<()>) {
-    let (sender, strings) = channel();
+pub fn puppet() -> (Box<Puppet>, SyncSender<()>) {
+    let (sender, strings) = sync_channel(1);
     let card = ModelCard { vocabulary_size: 8, context_length: 64, ..models::card(&open("llama")).unwrap() };
     (Box::new(Puppet { card, strings }), sender)
 }

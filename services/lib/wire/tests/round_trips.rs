@@ -44,6 +44,17 @@ fn events() {
 }
 
 #[test]
+fn neighbouring_outputs_travel_together() {
+    let output = |id| Event::Output { id, logprobs: None };
+    let prefilled = Event::Prefilled { prompt_tokens: 1, cached_tokens: 0 };
+    let events = vec![output(1), output(2), prefilled, output(3), output(4), output(5), Event::Finished(FinishReason::Stop)];
+    let responses = wire::language::to_responses(events.clone());
+    let read: Vec<_> = responses.into_iter().map(|response| wire::language::events(response).unwrap()).collect();
+    assert_eq!(read.iter().map(Vec::len).collect::<Vec<_>>(), [2, 1, 3, 1]);
+    assert_eq!(read.concat(), events);
+}
+
+#[test]
 fn prepare_carries_everything_but_pixels() {
     let input = Input::Chat(vec![
         Message { role: Role::System, parts: vec![Part::Text("s".into())] },
