@@ -1,4 +1,6 @@
 use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use checkpoint::{Dtype, SharedTensor, TensorView};
@@ -36,20 +38,35 @@ pub enum Dim {
 
 /// A model under construction. Everything computes in f32; weights stored as f16 or bf16 are widened when the graph is loaded.
 ///
-/// Weights are not copied into the graph: it refers to them, and [`crate::Session`] hands their mapped bytes to the runtime.
+/// Weights are not copied into the graph: it says where in the checkpoint's files they lie.
 #[derive(Debug, Default)]
 pub struct Graph {
     proto: GraphProto,
-    /// Bytes of weight number i, which the model calls file `i`.
-    weights: Vec<SharedTensor>,
+    weights: Vec<Weight>,
     /// Weights by name in the checkpoint, so that one used twice is there once.
     known: HashMap<String, Value>,
     values: usize,
 }
 
+/// A weight and the place in its file.
+#[derive(Debug)]
+struct Weight {
+    /// Index among the graph's initializers.
+    initializer: usize,
+    tensor: SharedTensor,
+    file: PathBuf,
+    /// Bytes from the start of the file.
+    offset: u64,
+}
+
 /// A graph as the runtime takes it.
 pub(crate) struct Model {
     pub bytes: Vec<u8>,
+    /// Where the runtime finds the files that the model names.
+    pub folder: Option<String>,
+    /// Weights without such a folder, under the names by which the model calls their bytes.
+    pub in_memory: Vec<(String, SharedTensor)>,
+    /// All weights, in the order of the graph.
     pub weights: Vec<SharedTensor>,
 }
 
@@ -104,20 +121,20 @@ impl Graph {
             other => return Err(EngineError::Checkpoint(format!("tensor {}: a weight cannot be {other}", tensor.name))),
         };
         let stored = self.fresh();
-        let entry = |key: &str, value: String| StringStringEntryProto { key: Some(key.into()), value: Some(value) };
+        let location = tensor.location();
+        self.weights.push(Weight {
+            initializer: self.proto.initializer.len(),
+            tensor: tensor.owned(),
+            file: location.file.to_path_buf(),
+            offset: location.offset,
+        });
         self.proto.initializer.push(TensorProto {
             name: Some(stored.0.to_string()),
             dims: tensor.shape.iter().map(|&size| size as i64).collect(),
             data_type: Some(element as i32),
             data_location: Some(tensor_proto::DataLocation::External as i32),
-            external_data: vec![
-                entry("location", file_name(self.weights.len())),
-                entry("offset", "0".into()),
-                entry("length", tensor.data.len().to_string()),
-            ],
             ..TensorProto::default()
         });
-        self.weights.push(tensor.owned());
         let value = match tensor.dtype {
             Dtype::F32 => stored,
             // Computed once, when the runtime folds constants.
@@ -176,7 +193,25 @@ impl Graph {
         Value(format!("v{}", self.values).into())
     }
 
-    pub(crate) fn finish(self) -> Model {
+    /// Says where each weight lies, and writes the graph down.
+    ///
+    /// The runtime maps files of one folder by itself and reads weights where they lie. Shards behind links into several folders have to be
+    /// handed over in memory, all of them, and are copied.
+    pub(crate) fn finish(mut self) -> Model {
+        let folder = self.folder();
+        let mut in_memory = Vec::new();
+        for (index, weight) in self.weights.iter().enumerate() {
+            let (location, offset) = match folder.is_some().then(|| weight.file.file_name().and_then(OsStr::to_str)).flatten() {
+                Some(name) => (name.to_owned(), weight.offset),
+                None => {
+                    in_memory.push((format!("weight{index}"), weight.tensor.clone()));
+                    (format!("weight{index}"), 0)
+                }
+            };
+            let entries = [("location", location), ("offset", offset.to_string()), ("length", weight.tensor.bytes().len().to_string())];
+            let entry = |(key, value): (&str, String)| StringStringEntryProto { key: Some(key.into()), value: Some(value) };
+            self.proto.initializer[weight.initializer].external_data = entries.into_iter().map(entry).collect();
+        }
         let model = ModelProto {
             ir_version: Some(FORMAT_VERSION),
             producer_name: Some("janua".into()),
@@ -184,13 +219,15 @@ impl Graph {
             graph: Some(self.proto),
             ..ModelProto::default()
         };
-        Model { bytes: model.encode_to_vec(), weights: self.weights }
+        Model { bytes: model.encode_to_vec(), folder, in_memory, weights: self.weights.into_iter().map(|weight| weight.tensor).collect() }
     }
-}
 
-/// What the model calls the bytes of weight number `index`. No such file exists: the bytes are handed over in memory.
-pub(crate) fn file_name(index: usize) -> String {
-    format!("weight{index}")
+    /// The folder that holds all weight files, where there is one and its names are text.
+    fn folder(&self) -> Option<String> {
+        let folder = self.weights.first()?.file.parent()?;
+        let all_there = self.weights.iter().all(|weight| weight.file.parent() == Some(folder) && weight.file.to_str().is_some());
+        if all_there { folder.to_str().map(str::to_owned) } else { None }
+    }
 }
 
 fn info(name: &str, element: tensor_proto::DataType, shape: Option<TensorShapeProto>) -> ValueInfoProto {

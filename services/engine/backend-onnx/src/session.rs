@@ -8,8 +8,11 @@ use ort::session::builder::SessionBuilder;
 use ort::session::{Session as OrtSession, SessionInputValue};
 use ort::value::TensorRef;
 
-use crate::graph::{Graph, Model, file_name};
+use crate::graph::{Graph, Model};
 use crate::runtime::environment;
+
+/// The runtime's setting for where the files lie that a model in memory names.
+const FOLDER_KEY: &str = "session.model_external_initializers_file_folder_path";
 
 /// How a graph is run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -43,11 +46,12 @@ pub struct Output {
 }
 
 impl Session {
-    /// Compiles `graph`. Weights stay where they are: the runtime reads them from the mapped file, except those it has to widen to f32.
+    /// Compiles `graph`. The runtime maps the weights where they lie and copies only those that it has to widen to f32, or all of
+    /// them when they lie in several folders.
     pub fn new(graph: Graph, options: &SessionOptions) -> Result<Self, EngineError> {
-        let Model { bytes, weights } = graph.finish();
-        let mut builder = builder(options).map_err(|error| failed("a session cannot be set up", &error))?;
-        share_weights(&mut builder, &weights).map_err(|error| failed("weights cannot be handed over", &error))?;
+        let Model { bytes, folder, in_memory, weights } = graph.finish();
+        let mut builder = builder(options, folder.as_deref()).map_err(|error| failed("a session cannot be set up", &error))?;
+        hand_over(&mut builder, &in_memory).map_err(|error| failed("weights cannot be handed over", &error))?;
         let session = builder.commit_from_memory(&bytes).map_err(|error| failed("a graph cannot be loaded", &error))?;
         Ok(Self { session: Mutex::new(session), weights, model: bytes })
     }
@@ -79,26 +83,32 @@ impl Session {
     }
 }
 
-fn builder(options: &SessionOptions) -> Result<SessionBuilder, Box<dyn std::error::Error>> {
-    let builder = OrtSession::builder(environment()?)?
+fn builder(options: &SessionOptions, folder: Option<&str>) -> Result<SessionBuilder, Box<dyn std::error::Error>> {
+    let mut builder = OrtSession::builder(environment()?)?
         .with_intra_threads(options.threads)?
         // Threads that wait by spinning would take the cores from the language model.
         .with_intra_op_spinning(false)?
         // Packing copies every weight to save nothing measurable; without it a large tower loads at once and stays in the page cache.
         .with_prepacking(false)?;
+    if let Some(folder) = folder {
+        builder = builder.with_config_entry(FOLDER_KEY, folder)?;
+    }
     Ok(builder)
 }
 
-/// Tells the runtime where in memory the bytes of each weight are. It keeps the addresses for as long as the session lives.
-fn share_weights(builder: &mut SessionBuilder, weights: &[SharedTensor]) -> Result<(), Box<dyn std::error::Error>> {
-    let names: Vec<CString> = (0..weights.len()).map(|index| CString::new(file_name(index))).collect::<Result<_, _>>()?;
+/// Gives the runtime the bytes of weights that it cannot map. It copies them while it loads the graph.
+fn hand_over(builder: &mut SessionBuilder, weights: &[(String, SharedTensor)]) -> Result<(), Box<dyn std::error::Error>> {
+    if weights.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<CString> = weights.iter().map(|(name, _)| CString::new(name.as_str())).collect::<Result<_, _>>()?;
     let names: Vec<*const c_char> = names.iter().map(|name| name.as_ptr()).collect();
-    let buffers: Vec<*mut c_char> = weights.iter().map(|weight| weight.bytes().as_ptr().cast_mut().cast()).collect();
-    let lengths: Vec<usize> = weights.iter().map(|weight| weight.bytes().len()).collect();
+    let buffers: Vec<*mut c_char> = weights.iter().map(|(_, weight)| weight.bytes().as_ptr().cast_mut().cast()).collect();
+    let lengths: Vec<usize> = weights.iter().map(|(_, weight)| weight.bytes().len()).collect();
     #[allow(unsafe_code)]
-    // SAFETY: the three arrays have the length that is passed; the names end in zero, and the runtime copies them. The buffers are
-    // mapped read-only and the runtime only reads initializers; `Session` keeps the maps (`SharedTensor`) until the runtime's session
-    // is gone, on every path: they are dropped after it, or, when loading fails, after the builder of our caller.
+    // SAFETY: the three arrays have the length that is passed; the names end in zero, and the runtime copies them. It only reads the
+    // buffers, so that they may be maps of read-only files. `Session` keeps the maps (`SharedTensor`) until the runtime's session is
+    // gone; when loading fails, our caller drops them after the builder.
     unsafe {
         let add = ort::api().AddExternalInitializersFromMemory;
         let status = add(builder.ptr_mut(), names.as_ptr(), buffers.as_ptr(), lengths.as_ptr(), weights.len());

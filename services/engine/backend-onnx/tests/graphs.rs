@@ -244,3 +244,35 @@ fn sessions_may_be_shared_between_threads() {
     fn shared<T: Send + Sync>() {}
     shared::<Session>();
 }
+
+/// A large weight is not copied: what the process takes grows by what one run needs, not by the weight.
+#[cfg(target_os = "linux")]
+#[test]
+fn large_weights_stay_in_their_file() {
+    const ROWS: usize = 4096;
+    let dir = tempfile::tempdir().unwrap();
+    let bytes = vec![0; ROWS * 4096 * 4]; // 64 MiB
+    let view = TensorView::new(Dtype::F32, vec![ROWS, 4096], &bytes).unwrap();
+    fs::write(dir.path().join("model.safetensors"), safetensors::serialize([("w", view)], None).unwrap()).unwrap();
+    fs::write(dir.path().join("config.json"), r#"{"model_type": "test"}"#).unwrap();
+    drop(bytes);
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    let before = anonymous_memory();
+    let mut graph = Graph::new();
+    let x = graph.input("x", &[Dim::Fixed(8), Dim::Fixed(4096)]);
+    let weight = graph.weight(&checkpoint.tensor("w").unwrap()).unwrap();
+    let y = graph.linear(&x, &weight, None);
+    graph.output("y", &y);
+    let session = Session::new(graph, &OPTIONS).unwrap();
+    session.run(&[Input::Floats { shape: &[8, 4096], values: &vec![1.0; 8 * 4096] }]).unwrap();
+    let grown = anonymous_memory().saturating_sub(before);
+    assert!(grown < 40 << 20, "{grown} bytes more for a weight of 64 MiB");
+}
+
+/// Memory of this process that is no file, bytes.
+#[cfg(target_os = "linux")]
+fn anonymous_memory() -> usize {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("RssAnon")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() << 10
+}
