@@ -46,7 +46,13 @@ struct State {
 impl Gate {
     pub(crate) fn new(limit: usize) -> Arc<Self> {
         let state = State { calls: HashMap::new(), counts: Counts::default(), closed: None };
-        Arc::new(Self { limit, state: Mutex::new(state), running: watch::Sender::new(0), visits: watch::Sender::new(0), withdrawn: CancellationToken::new() })
+        Arc::new(Self {
+            limit,
+            state: Mutex::new(state),
+            running: watch::Sender::new(0),
+            visits: watch::Sender::new(0),
+            withdrawn: CancellationToken::new(),
+        })
     }
 
     /// Lets one call in, or says why not: RESOURCE_EXHAUSTED over the limit, UNAVAILABLE after [`close`](Self::close).

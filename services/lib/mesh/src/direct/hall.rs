@@ -8,6 +8,7 @@ use tokio::sync::OnceCell;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::listen::{Pick, accept};
+use super::stream_window;
 use crate::config::MeshConfig;
 use crate::error::MeshError;
 use crate::gate::Instance;
@@ -19,6 +20,7 @@ pub(super) const INSTANCE: HeaderName = HeaderName::from_static("janua-instance"
 pub(crate) struct Hall {
     advertise: Option<SocketAddr>,
     bind: Option<SocketAddr>,
+    window: u32,
     instances: Arc<RwLock<Instances>>,
     open: OnceCell<Open>,
 }
@@ -32,7 +34,13 @@ struct Open {
 
 impl Hall {
     pub(super) fn new(config: &MeshConfig) -> Self {
-        Self { advertise: config.advertise, bind: config.bind, instances: Arc::default(), open: OnceCell::new() }
+        Self {
+            advertise: config.advertise,
+            bind: config.bind,
+            window: stream_window(config),
+            instances: Arc::default(),
+            open: OnceCell::new(),
+        }
     }
 
     /// The address to tell others.
@@ -54,7 +62,7 @@ impl Hall {
         let address = if wanted.port() == 0 { SocketAddr::new(wanted.ip(), bound.port()) } else { wanted };
         let leave = CancellationToken::new();
         let left = leave.clone();
-        tokio::spawn(accept(listener, pick(self.instances.clone()), async move { left.cancelled().await }));
+        tokio::spawn(accept(listener, pick(self.instances.clone()), self.window, async move { left.cancelled().await }));
         Ok(Open { address, _leave: leave.drop_guard() })
     }
 }

@@ -1,120 +1,177 @@
-use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
+use h2::client::{Connection, SendRequest};
+use h2::{Ping, PingPong, RecvStream};
 use http::{HeaderValue, StatusCode, Uri, uri};
-use http_body::{Frame, SizeHint};
-use hyper::body::Incoming;
-use hyper::client::conn::http2::{self, Connection, SendRequest};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 use tonic::Status;
 use tonic::body::Body;
 
 use super::hall::INSTANCE;
 use super::listen::HELLO;
-use super::{CONNECTION_WINDOW_BYTES, FRAME_BYTES, HEADER_LIST_BYTES, STREAM_WINDOW_BYTES};
+use super::stream;
+use super::{CONNECTION_WINDOW_BYTES, FRAME_BYTES, HEADER_LIST_BYTES};
 use crate::nats::Located;
 
 /// How long dialling may take, greeting included.
 const DIAL_LIMIT: Duration = Duration::from_secs(2);
-/// How long a connection with calls on it may be silent before it is asked for a sign of life, and how long that may take.
+/// How often a connection with calls on it is asked for a sign of life, and how long that may take.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
-/// One HTTP/2 connection to one instance.
+/// One HTTP/2 connection to one instance. It closes when nobody holds the line any more.
+///
+/// On `h2` itself rather than on a client above it, because those keep the sending half of a call in a task that nobody can
+/// reach: a caller that drops a call while its request is still under way would cancel nothing.
 pub(super) struct Line {
     pub located: Located,
     authority: uri::Authority,
     instance: HeaderValue,
-    sender: SendRequest<Body>,
+    sender: SendRequest<Bytes>,
     /// How many calls it carries.
     running: AtomicUsize,
 }
 
-pub(super) type Driver = Connection<TokioIo<TcpStream>, Body, TokioExecutor>;
+/// What keeps a line going, to be run by its owner.
+pub(super) struct Driver {
+    connection: Connection<TcpStream, Bytes>,
+    pings: Option<PingPong>,
+    /// Ends when the instance withdraws.
+    hello: RecvStream,
+    line: Weak<Line>,
+}
 
 impl Line {
     /// Connects, and makes sure that the instance is there: the address may belong to somebody else by now.
     ///
-    /// The connection lives as long as the returned driver is polled. Any failure is a sentence for the log.
-    pub(super) async fn dial(located: &Located) -> Result<(Arc<Self>, Driver), String> {
-        tokio::time::timeout(DIAL_LIMIT, Self::try_dial(located)).await.map_err(|_| format!("no answer within {DIAL_LIMIT:?}"))?
+    /// Any failure is a sentence for the log.
+    pub(super) async fn dial(located: &Located, window: u32) -> Result<(Arc<Self>, Driver), String> {
+        tokio::time::timeout(DIAL_LIMIT, Self::try_dial(located, window)).await.map_err(|_| format!("no answer within {DIAL_LIMIT:?}"))?
     }
 
-    async fn try_dial(located: &Located) -> Result<(Arc<Self>, Driver), String> {
+    async fn try_dial(located: &Located, window: u32) -> Result<(Arc<Self>, Driver), String> {
         let address = located.address.ok_or("it has no address")?;
-        let socket = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
-        socket.set_nodelay(true).map_err(|error| error.to_string())?;
-        let (sender, mut driver) = settings().handshake(TokioIo::new(socket)).await.map_err(|error| error.to_string())?;
+        let socket = TcpStream::connect(address).await.map_err(text)?;
+        socket.set_nodelay(true).map_err(text)?;
+        let (sender, mut connection) = settings(window).handshake::<_, Bytes>(socket).await.map_err(text)?;
         let line = Arc::new(Self {
             located: located.clone(),
-            authority: uri::Authority::try_from(address.to_string()).map_err(|error| error.to_string())?,
-            instance: HeaderValue::try_from(&located.instance).map_err(|error| error.to_string())?,
+            authority: uri::Authority::try_from(address.to_string()).map_err(text)?,
+            instance: HeaderValue::try_from(&located.instance).map_err(text)?,
             sender,
             running: AtomicUsize::new(0),
         });
-        let hello = line.sender.clone().send_request(line.address(http::Request::new(Body::empty()), HELLO));
+        let mut hello = http::Request::new(());
+        *hello.uri_mut() = Uri::from_static(HELLO);
+        let (answer, _) = line.sender.clone().send_request(line.address(hello), true).map_err(text)?;
         let answer = tokio::select! {
-            answer = hello => answer.map_err(|error| error.to_string())?,
-            ended = &mut driver => return Err(format!("the connection ended: {ended:?}")),
+            answer = answer => answer.map_err(text)?,
+            ended = &mut connection => return Err(format!("the connection ended: {ended:?}")),
         };
-        match answer.status() {
-            StatusCode::OK => Ok((line, driver)),
-            status => Err(format!("another process answers there, with {status}")),
+        if answer.status() != StatusCode::OK {
+            return Err(format!("another process answers there, with {}", answer.status()));
         }
-    }
-
-    pub(super) fn is_open(&self) -> bool {
-        !self.sender.is_closed()
+        let pings = connection.ping_pong();
+        let driver = Driver { connection, pings, hello: answer.into_body(), line: Arc::downgrade(&line) };
+        Ok((line, driver))
     }
 
     pub(super) fn load(&self) -> usize {
         self.running.load(Ordering::Relaxed)
     }
 
-    /// Makes one call; gives the request back if the connection ended before it was sent.
-    pub(super) async fn send(self: &Arc<Self>, request: http::Request<Body>) -> Result<Result<http::Response<Body>, Status>, http::Request<Body>> {
-        let path = request.uri().path().to_owned();
-        let failure = Arc::new(OnceLock::new());
-        let request = request.map(|body| Body::new(Watched { body, failure: failure.clone() }));
+    /// Makes one call; gives the request back if the connection has ended already.
+    pub(super) async fn send(
+        self: &Arc<Self>,
+        request: http::Request<Body>,
+    ) -> Result<Result<http::Response<Body>, Status>, http::Request<Body>> {
+        let Ok(mut sender) = self.sender.clone().ready().await else { return Err(request) };
         let on = OnLine::new(self);
-        match self.sender.clone().try_send_request(self.address(request, &path)).await {
-            Ok(response) => Ok(Ok(response.map(|body| Body::new(Answer { body, on })))),
-            Err(mut error) => match error.take_message() {
-                Some(request) => Err(request),
-                None => Ok(Err(failure.get().cloned().unwrap_or_else(|| on.broken(&error.into_error())))),
-            },
-        }
+        let (parts, body) = request.into_parts();
+        let (answer, sending) = match sender.send_request(self.address(http::Request::from_parts(parts, ())), false) {
+            Ok(halves) => halves,
+            Err(error) => return Ok(Err(on.broken(&error))),
+        };
+        Ok(stream::exchange(answer, sending, body, on).await)
     }
 
-    fn address(&self, mut request: http::Request<Body>, path: &str) -> http::Request<Body> {
-        let uri = Uri::builder().scheme(uri::Scheme::HTTP).authority(self.authority.clone()).path_and_query(path);
-        // A path that was a path before stays one.
-        *request.uri_mut() = uri.build().unwrap_or_default();
+    fn address(&self, mut request: http::Request<()>) -> http::Request<()> {
+        let path = request.uri().path_and_query().cloned();
+        let mut parts = uri::Parts::default();
+        parts.scheme = Some(uri::Scheme::HTTP);
+        parts.authority = Some(self.authority.clone());
+        parts.path_and_query = Some(path.unwrap_or_else(|| uri::PathAndQuery::from_static("/")));
+        // All three parts are there, so it cannot fail.
+        *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
+        *request.method_mut() = http::Method::POST;
         *request.version_mut() = http::Version::HTTP_2;
         request.headers_mut().insert(INSTANCE, self.instance.clone());
         request
     }
 }
 
-fn settings() -> http2::Builder<TokioExecutor> {
-    let mut settings = http2::Builder::new(TokioExecutor::new());
+impl Driver {
+    /// Carries what goes over the connection until it ends. `farewell` is called when no new call is to be made on it: because
+    /// the instance withdraws, which leaves the running ones to end in peace, or because it has ended.
+    pub(super) async fn run(self, farewell: impl Fn()) {
+        let Self { mut connection, pings, mut hello, line } = self;
+        let mut withdrawn = std::pin::pin!(async move { while let Some(Ok(_)) = hello.data().await {} });
+        let mut dead = std::pin::pin!(fall_silent(pings, line));
+        let mut is_leaving = false;
+        loop {
+            tokio::select! {
+                ended = &mut connection => {
+                    if let Err(error) = ended {
+                        tracing::debug!(%error, "a connection broke");
+                    }
+                    break;
+                }
+                () = &mut dead => {
+                    tracing::warn!("a connection is given up: the other side gives no sign of life");
+                    break;
+                }
+                () = &mut withdrawn, if !is_leaving => {
+                    is_leaving = true;
+                    farewell();
+                }
+            }
+        }
+        farewell();
+    }
+}
+
+/// Resolves when the other side does not answer any more while calls are waiting for it.
+async fn fall_silent(pings: Option<PingPong>, line: Weak<Line>) {
+    let Some(mut pings) = pings else { return std::future::pending().await };
+    loop {
+        tokio::time::sleep(KEEP_ALIVE).await;
+        let is_used = line.upgrade().is_some_and(|line| line.load() > 0);
+        // An error means that the connection has ended, which is noticed elsewhere.
+        if is_used && tokio::time::timeout(KEEP_ALIVE, pings.ping(Ping::opaque())).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn settings(window: u32) -> h2::client::Builder {
+    let mut settings = h2::client::Builder::new();
     settings
-        .timer(TokioTimer::new())
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_window_size(window)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_frame_size(FRAME_BYTES)
         .max_header_list_size(HEADER_LIST_BYTES)
-        .keep_alive_interval(KEEP_ALIVE)
-        .keep_alive_timeout(KEEP_ALIVE);
+        .enable_push(false);
     settings
 }
 
+fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
+
 /// A call on a line, counted.
-struct OnLine(Arc<Line>);
+pub(super) struct OnLine(Arc<Line>);
 
 impl OnLine {
     fn new(line: &Arc<Line>) -> Self {
@@ -122,12 +179,8 @@ impl OnLine {
         Self(line.clone())
     }
 
-    /// Handlers end every call with a status, so whatever else ends one is a connection that broke, which may be tried again;
-    /// only what this side has done wrong may not.
-    fn broken(&self, error: &hyper::Error) -> Status {
-        if error.is_user() {
-            return Status::internal(format!("the call cannot be sent: {error}"));
-        }
+    /// Handlers end every call with a status, so whatever else ends one is a connection that broke, which may be tried again.
+    pub(super) fn broken(&self, error: &h2::Error) -> Status {
         Status::unavailable(format!("the connection to {} broke: {error}", self.0.authority))
     }
 }
@@ -135,57 +188,5 @@ impl OnLine {
 impl Drop for OnLine {
     fn drop(&mut self) {
         self.0.running.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// A request body whose own failure is kept: HTTP/2 would tell the caller only that the stream was reset.
-struct Watched {
-    body: Body,
-    failure: Arc<OnceLock<Status>>,
-}
-
-impl http_body::Body for Watched {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(cx);
-        if let Poll::Ready(Some(Err(status))) = &polled {
-            // Set nowhere else.
-            let _ = self.failure.set(status.clone());
-        }
-        polled
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-/// A response body, with errors as gRPC knows them.
-struct Answer {
-    body: Incoming,
-    on: OnLine,
-}
-
-impl http_body::Body for Answer {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(cx);
-        polled.map(|frame| frame.map(|frame| frame.map_err(|error| self.on.broken(&error))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }

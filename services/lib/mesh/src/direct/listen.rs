@@ -5,6 +5,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use futures::{StreamExt as _, stream};
+use http_body::Frame;
+use http_body_util::StreamBody;
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
@@ -16,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::body::Body;
 
-use super::{CONNECTION_WINDOW_BYTES, FRAME_BYTES, HEADER_LIST_BYTES, STREAM_WINDOW_BYTES};
+use super::{CONNECTION_WINDOW_BYTES, FRAME_BYTES, HEADER_LIST_BYTES, stream_window};
 use crate::call;
 use crate::config::MeshConfig;
 use crate::error::MeshError;
@@ -35,10 +39,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// After `shutdown` no connection is taken and clients are told to leave; this returns when the last running call has ended.
 /// Dropping the future ends those calls.
 pub async fn listen(listener: TcpListener, routes: Routes, shutdown: impl Future<Output = ()>) -> Result<(), MeshError> {
-    let gate = Gate::new(MeshConfig::default().max_calls);
+    let config = MeshConfig::default();
+    let gate = Gate::new(config.max_calls);
     let instance = Arc::new(Instance { table: routes.table()?, gate });
     let pick: Pick = Arc::new(move |_, _| Some(instance.clone()));
-    accept(listener, pick, shutdown).await;
+    accept(listener, pick, stream_window(&config), shutdown).await;
     Ok(())
 }
 
@@ -51,11 +56,13 @@ pub(super) type Pick = Arc<dyn Fn(&str, &http::HeaderMap) -> Option<Arc<Instance
 /// The instance that a connection is used for, which therefore waits for it when it withdraws.
 struct UsedFor {
     instance: Arc<Instance>,
+    /// By a peer of the mesh.
+    is_greeted: bool,
     _visit: Visit,
 }
 
 /// Takes connections until `shutdown`, then lets them end in their own time.
-pub(super) async fn accept(listener: TcpListener, pick: Pick, shutdown: impl Future<Output = ()>) {
+pub(super) async fn accept(listener: TcpListener, pick: Pick, window: u32, shutdown: impl Future<Output = ()>) {
     let leave = CancellationToken::new();
     let mut connections = JoinSet::new();
     tokio::pin!(shutdown);
@@ -68,7 +75,7 @@ pub(super) async fn accept(listener: TcpListener, pick: Pick, shutdown: impl Fut
         };
         match accepted {
             Ok((socket, peer)) => {
-                connections.spawn(serve(socket, peer, pick.clone(), leave.clone()));
+                connections.spawn(serve(socket, peer, pick.clone(), window, leave.clone()));
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot take a connection");
@@ -81,9 +88,11 @@ pub(super) async fn accept(listener: TcpListener, pick: Pick, shutdown: impl Fut
     while connections.join_next().await.is_some() {}
 }
 
-/// One connection. It is told to leave when the process stops listening, or when the instance that it is used for withdraws:
-/// HTTP/2's GOAWAY does that without losing a request.
-async fn serve(socket: TcpStream, peer: SocketAddr, pick: Pick, leave: CancellationToken) {
+/// One connection. It is told to leave when the process stops listening, or when the instance that it is used for withdraws.
+///
+/// HTTP/2's way to say so, GOAWAY, can lose calls that are made while it is under way. A peer of the mesh has therefore greeted
+/// first, learns of the withdrawal by the end of the answer to that, and closes the connection itself after its last call.
+async fn serve(socket: TcpStream, peer: SocketAddr, pick: Pick, window: u32, leave: CancellationToken) {
     // Without it small frames wait for acknowledgements. It fails only on a socket that is dead already.
     let _ = socket.set_nodelay(true);
     let used_for = Arc::new(SetOnce::new());
@@ -91,9 +100,14 @@ async fn serve(socket: TcpStream, peer: SocketAddr, pick: Pick, leave: Cancellat
         let used_for = used_for.clone();
         move |request: http::Request<Incoming>| answer(&pick, &used_for, request)
     });
-    let connection = settings().serve_connection(TokioIo::new(socket), service);
+    let connection = settings(window).serve_connection(TokioIo::new(socket), service);
     tokio::pin!(connection);
-    let withdrawn = async { used_for.wait().await.instance.gate.withdrawn().await };
+    let withdrawn = async {
+        match used_for.wait().await {
+            UsedFor { is_greeted: true, .. } => std::future::pending().await,
+            UsedFor { instance, .. } => instance.gate.withdrawn().await,
+        }
+    };
     let ended = tokio::select! {
         ended = connection.as_mut() => Some(ended),
         () = leave.cancelled() => None,
@@ -117,12 +131,13 @@ fn answer(
     request: http::Request<Incoming>,
 ) -> impl Future<Output = Result<http::Response<Body>, Infallible>> + use<> {
     let picked = pick(request.uri().path(), request.headers());
+    let is_greeted = request.uri().path() == HELLO;
     if let Some(instance) = &picked {
         // Fails on every request but the first: a peer uses one connection for one instance.
-        let _ = used_for.set(UsedFor { instance: instance.clone(), _visit: instance.gate.visit() });
+        let _ = used_for.set(UsedFor { instance: instance.clone(), is_greeted, _visit: instance.gate.visit() });
     }
     let call = match picked {
-        _ if request.uri().path() == HELLO => Err(greeting(picked.is_some_and(|instance| !instance.gate.is_withdrawn()))),
+        _ if is_greeted => Err(greeting(picked)),
         Some(instance) => Ok(call::start(&instance.table, &instance.gate, request.map(Body::new))),
         None => Err(Status::unavailable("the called target is not offered here").into_http()),
     };
@@ -134,17 +149,23 @@ fn answer(
     }
 }
 
-fn greeting(is_here: bool) -> http::Response<Body> {
-    let mut answer = http::Response::new(Body::empty());
-    *answer.status_mut() = if is_here { http::StatusCode::OK } else { http::StatusCode::MISDIRECTED_REQUEST };
-    answer
+/// Says whether the instance is here, and later, by the end of the body, that it withdraws.
+fn greeting(instance: Option<Arc<Instance>>) -> http::Response<Body> {
+    let Some(instance) = instance.filter(|instance| !instance.gate.is_withdrawn()) else {
+        let mut refusal = http::Response::new(Body::empty());
+        *refusal.status_mut() = http::StatusCode::MISDIRECTED_REQUEST;
+        return refusal;
+    };
+    let withdrawn =
+        stream::once(async move { instance.gate.withdrawn().await }).filter_map(async |()| None::<Result<Frame<Bytes>, Status>>);
+    http::Response::new(Body::new(StreamBody::new(withdrawn)))
 }
 
-fn settings() -> http2::Builder<TokioExecutor> {
+fn settings(window: u32) -> http2::Builder<TokioExecutor> {
     let mut settings = http2::Builder::new(TokioExecutor::new());
     settings
         .timer(TokioTimer::new())
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_stream_window_size(window)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_frame_size(FRAME_BYTES)
         .max_header_list_size(HEADER_LIST_BYTES)

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tonic::Status;
 use tonic::body::Body;
 
-use super::line::{Driver, Line};
+use super::line::Line;
 use crate::nats::{self, Located, Node};
 use crate::target::Named;
 
@@ -54,9 +54,10 @@ pub(super) enum Sent {
 }
 
 impl Pool {
-    pub(super) fn new(node: &Arc<Node>, target: &Named) -> Arc<Self> {
+    /// `window` is how many bytes of a stream may be under way to a reader here.
+    pub(super) fn new(node: &Arc<Node>, target: &Named, window: u32) -> Arc<Self> {
         let shared = Arc::new(Shared { lines: watch::Sender::default(), calls: AtomicUsize::new(0), wanted: Notify::new() });
-        let keeper = Keeper { node: node.clone(), target: target.clone(), shared: shared.clone(), failed: HashMap::new() };
+        let keeper = Keeper { node: node.clone(), target: target.clone(), window, shared: shared.clone(), failed: HashMap::new() };
         Arc::new(Self { keeper: tokio::spawn(keeper.run()).abort_handle(), shared })
     }
 
@@ -68,7 +69,7 @@ impl Pool {
                 Ok(outcome) => return Sent::Done(outcome),
                 Err(unsent) => {
                     request = unsent;
-                    self.shared.forget(&line);
+                    self.shared.forget(&line.located);
                 }
             }
         }
@@ -101,11 +102,12 @@ impl Shared {
         let lines = self.lines.borrow();
         let count = lines.open.len();
         let in_turn = (0..count).map(|step| &lines.open[(turn + step) % count]);
-        in_turn.filter(|line| line.is_open()).min_by_key(|line| line.load()).cloned()
+        in_turn.min_by_key(|line| line.load()).cloned()
     }
 
-    fn forget(&self, line: &Arc<Line>) {
-        self.lines.send_modify(|lines| lines.open.retain(|other| !Arc::ptr_eq(other, line)));
+    /// No call is to be made on the connection to this instance any more.
+    fn forget(&self, instance: &Located) {
+        self.lines.send_modify(|lines| lines.open.retain(|line| line.located != *instance));
         self.wanted.notify_one();
     }
 }
@@ -114,6 +116,7 @@ impl Shared {
 struct Keeper {
     node: Arc<Node>,
     target: Named,
+    window: u32,
     shared: Arc<Shared>,
     /// Instances that could not be dialled, and when to try them again.
     failed: HashMap<Located, Retry>,
@@ -150,15 +153,18 @@ impl Keeper {
         for instance in located {
             let waits = self.failed.get(&instance).is_some_and(|retry| retry.at > now);
             if instance.address.is_some() && !waits && !open.contains(&instance) {
-                dials.spawn(async move { (Line::dial(&instance).await, instance) });
+                let window = self.window;
+                dials.spawn(async move { (Line::dial(&instance, window).await, instance) });
             }
         }
         while let Some(dialled) = dials.join_next().await {
             match dialled {
                 Ok((Ok((line, driver)), instance)) => {
                     self.failed.remove(&instance);
-                    drivers.spawn(drive(self.shared.clone(), line.clone(), driver));
+                    // Before the driver can take it out again.
                     self.shared.lines.send_modify(|lines| lines.open.push(line));
+                    let shared = self.shared.clone();
+                    drivers.spawn(async move { driver.run(|| shared.forget(&instance)).await });
                 }
                 Ok((Err(reason), instance)) => self.note_failure(instance, &reason),
                 // A dial that panicked: as if it had never been tried.
@@ -173,12 +179,4 @@ impl Keeper {
         let pause = self.failed.get(&instance).map_or(FIRST_PAUSE, |retry| LONGEST_PAUSE.min(retry.pause * 2));
         self.failed.insert(instance, Retry { at: Instant::now() + pause, pause });
     }
-}
-
-/// Carries what goes over a connection until it ends, then takes it out of the pool at once.
-async fn drive(shared: Arc<Shared>, line: Arc<Line>, driver: Driver) {
-    if let Err(error) = driver.await {
-        tracing::debug!(address = ?line.located.address, %error, "a connection broke");
-    }
-    shared.forget(&line);
 }

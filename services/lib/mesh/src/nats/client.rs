@@ -113,6 +113,7 @@ impl OpenCall {
     fn take_reply(&self, reply: Result<async_nats::Message, RequestError>) -> Result<(), Status> {
         match reply {
             Ok(reply) => {
+                self.call.response.forget_reader();
                 self.call.receive(Message::decode(reply.payload)?);
                 Ok(())
             }

@@ -123,6 +123,11 @@ impl Inbox {
         }
     }
 
+    /// Forgets who waits: the reader itself is about to push, and need not be woken for that.
+    pub(crate) fn forget_reader(&self) {
+        drop(self.waker.take());
+    }
+
     /// Allows `window` charged bytes more than have been consumed; the limit to tell the sender.
     pub(crate) fn allow(&self, window: u64) -> u64 {
         let mut state = lock(&self.state);

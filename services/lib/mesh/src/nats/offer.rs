@@ -99,12 +99,7 @@ pub(crate) struct Offer {
 }
 
 impl Offer {
-    pub(crate) async fn start(
-        node: &Arc<Node>,
-        target: &Named,
-        instance: &Arc<Instance>,
-        located: Located,
-    ) -> Result<Self, MeshError> {
+    pub(crate) async fn start(node: &Arc<Node>, target: &Named, instance: &Arc<Instance>, located: Located) -> Result<Self, MeshError> {
         let subject = Subject::from(&*target.subject);
         let everyone = node.subscribe(everyone_subject(target), None).await?;
         let opens = node.subscribe(subject.clone(), Some(QUEUE)).await?;

@@ -28,8 +28,8 @@ fn most_under_way(over: Over) -> usize {
     let bytes = match over {
         Over::InProcess => 128 << 10,
         Over::Nats | Over::NatsShort => 4 << 20,
-        // HTTP/2's window of 16 MiB, what hyper buffers for sending, and the sockets.
-        Over::Direct => 24 << 20,
+        // HTTP/2's window, what is buffered for sending, and the sockets.
+        Over::Direct => 8 << 20,
     };
     bytes / SIZE
 }
