@@ -93,7 +93,7 @@ pub async fn print_text(stream: &mut Events, choices: u32) -> Result<String, Fai
     while let Some(event) = stream.next().await? {
         match event {
             Event::Text(delta) => {
-                if choices == 1 && !terminal::show(&delta.text)? {
+                if choices == 1 && !terminal::answer(&delta.text)? {
                     return Ok(String::new());
                 }
                 texts.entry(delta.choice).or_default().push_str(&delta.text);
@@ -101,9 +101,10 @@ pub async fn print_text(stream: &mut Events, choices: u32) -> Result<String, Fai
             }
             Event::Finished(end) if choices > 1 => {
                 let text = texts.get(&end.choice).map_or("", String::as_str);
-                terminal::line(&format!("{} {text}", paint(MARK, format!("[{}]", end.choice))))?;
+                terminal::show(&format!("{} ", paint(MARK, format!("[{}]", end.choice))))?;
+                terminal::answer(&format!("{text}\n"))?;
             }
-            Event::Finished(end) if end.reason() == v1::FinishReason::Length => {
+            Event::Finished(end) if end.reason() == v1::FinishReason::Length && terminal::is_read_by_people() => {
                 terminal::show(&paint(DIM, " …"))?;
             }
             _ => {}

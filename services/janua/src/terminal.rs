@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
 
 use anstyle::{AnsiColor, Style};
@@ -26,6 +27,34 @@ pub fn show(text: &str) -> Result<bool, Failure> {
     }
 }
 
+/// Writes text of a model: as it is where a program reads it, with its control characters made visible where a terminal would obey them.
+pub fn answer(text: &str) -> Result<bool, Failure> {
+    let mut out = io::stdout().lock();
+    let shown = if out.is_terminal() { harmless(text) } else { Cow::Borrowed(text) };
+    match out.write_all(shown.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => Ok(true),
+        Err(error) => Failure::output(&error).map_or(Ok(false), Err),
+    }
+}
+
+/// Whether a person reads the standard output.
+pub fn is_read_by_people() -> bool {
+    io::stdout().is_terminal()
+}
+
+/// Control characters other than line break and tab become their pictures (escape: U+241B).
+fn harmless(text: &str) -> Cow<'_, str> {
+    let commands = |c: char| c.is_control() && c != '\n' && c != '\t';
+    let picture = |c: char| match u32::from(c) {
+        code @ 0..0x20 => char::from_u32(0x2400 + code).unwrap_or('\u{FFFD}'),
+        _ => '\u{FFFD}',
+    };
+    if !text.contains(commands) {
+        return Cow::Borrowed(text);
+    }
+    text.chars().map(|c| if commands(c) { picture(c) } else { c }).collect()
+}
+
 /// As [`show`], with a line break.
 pub fn line(text: &str) -> Result<bool, Failure> {
     show(&format!("{text}\n"))
@@ -50,4 +79,18 @@ pub fn bar(length: u64, label: &str) -> ProgressBar {
     bar.set_style(template.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("━━─"));
     bar.set_message(label.to_owned());
     bar
+}
+
+#[cfg(test)]
+mod tests {
+    use super::harmless;
+
+    #[test]
+    fn a_model_does_not_command_the_terminal() {
+        for (text, expected) in
+            [("a\tb\n", "a\tb\n"), ("\x1b[2Jx", "␛[2Jx"), ("a\rb", "a␍b"), ("\u{9b}1m\x7f", "\u{FFFD}1m\u{FFFD}"), ("语", "语")]
+        {
+            assert_eq!(harmless(text), expected);
+        }
+    }
 }
