@@ -73,9 +73,7 @@ pub async fn compare(dir: &Path, golden: &Golden, report: &mut Report) -> Result
             }
             "special_ids" => special_ids(&parts, value, report),
             "image_token_id" => report.same(key, &[parts.placeholder()], &super::golden::id(value)),
-            "num_image_tokens" => {
-                report.same(key, &parts.card.tokens_per_image.map(|n| n as u32).as_slice().to_vec(), &super::golden::id(value))
-            }
+            "num_image_tokens" => report.same(key, parts.card.tokens_per_image.map(|n| n as u32).as_slice(), &super::golden::id(value)),
             note if NOTES.contains(&note) || is_remark(value) => {}
             unknown => report.fail(unknown, "not a quantity that this program knows"),
         }
