@@ -2,12 +2,13 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use crate::call::{Running, lock};
 use crate::routes::Table;
+use crate::spread::Spread;
 
 /// One offered target in this process.
 pub(crate) struct Instance {
@@ -19,10 +20,8 @@ pub(crate) struct Instance {
 pub(crate) struct Gate {
     limit: usize,
     state: Mutex<State>,
-    /// How many calls run now.
-    running: watch::Sender<usize>,
-    /// How many connections are used for this target.
-    visits: watch::Sender<usize>,
+    /// Told when the last call or the last visit has ended.
+    emptied: Notify,
     withdrawn: CancellationToken,
 }
 
@@ -37,22 +36,24 @@ pub(crate) struct Counts {
 }
 
 struct State {
-    calls: HashMap<u64, Weak<Running>>,
+    calls: HashMap<u64, Weak<Running>, Spread>,
+    /// How many connections are used for this target.
+    visits: usize,
     counts: Counts,
     /// Once set, no call comes in any more, and this is why.
     closed: Option<Status>,
 }
 
+impl State {
+    fn is_empty(&self) -> bool {
+        self.calls.is_empty() && self.visits == 0
+    }
+}
+
 impl Gate {
     pub(crate) fn new(limit: usize) -> Arc<Self> {
-        let state = State { calls: HashMap::new(), counts: Counts::default(), closed: None };
-        Arc::new(Self {
-            limit,
-            state: Mutex::new(state),
-            running: watch::Sender::new(0),
-            visits: watch::Sender::new(0),
-            withdrawn: CancellationToken::new(),
-        })
+        let state = State { calls: HashMap::default(), visits: 0, counts: Counts::default(), closed: None };
+        Arc::new(Self { limit, state: Mutex::new(state), emptied: Notify::new(), withdrawn: CancellationToken::new() })
     }
 
     /// Lets one call in, or says why not: RESOURCE_EXHAUSTED over the limit, UNAVAILABLE after [`close`](Self::close).
@@ -67,7 +68,6 @@ impl Gate {
         let id = state.counts.calls;
         state.counts.calls += 1;
         state.calls.insert(id, Arc::downgrade(call));
-        self.running.send_replace(state.calls.len());
         Ok(Permit { gate: self.clone(), id, begun: Instant::now() })
     }
 
@@ -91,15 +91,19 @@ impl Gate {
 
     /// Counts a connection over which calls may come until it ends.
     pub(crate) fn visit(self: &Arc<Self>) -> Visit {
-        self.visits.send_modify(|visits| *visits += 1);
+        lock(&self.state).visits += 1;
         Visit(self.clone())
     }
 
     /// Resolves when no call runs and none can come over a connection that is still there.
     pub(crate) async fn idle(&self) {
-        // Both fail only without a sender, which is part of the gate.
-        let _ = self.visits.subscribe().wait_for(|visits| *visits == 0).await;
-        let _ = self.running.subscribe().wait_for(|running| *running == 0).await;
+        loop {
+            let emptied = self.emptied.notified();
+            if lock(&self.state).is_empty() {
+                return;
+            }
+            emptied.await;
+        }
     }
 
     /// Refuses new calls and ends the running ones, all with `status`.
@@ -120,7 +124,11 @@ pub(crate) struct Visit(Arc<Gate>);
 
 impl Drop for Visit {
     fn drop(&mut self) {
-        self.0.visits.send_modify(|visits| *visits -= 1);
+        let mut state = lock(&self.0.state);
+        state.visits -= 1;
+        if state.is_empty() {
+            self.0.emptied.notify_waiters();
+        }
     }
 }
 
@@ -143,6 +151,8 @@ impl Drop for Permit {
         let mut state = lock(&self.gate.state);
         state.calls.remove(&self.id);
         state.counts.busy += self.begun.elapsed();
-        self.gate.running.send_replace(state.calls.len());
+        if state.is_empty() {
+            self.gate.emptied.notify_waiters();
+        }
     }
 }

@@ -9,6 +9,7 @@
 //! | `routes.rs`, `health.rs` | what is offered: tonic servers, health and reflection |
 //! | `channel.rs` | the client side of every wire: span, trace context, deadline |
 //! | `call.rs`, `gate.rs` | the server side of every wire: span, deadline, panics, limit, drain |
+//! | `spread.rs` | hashing of call ids |
 //! | `local.rs` | wire `in-process` |
 //! | `nats/` | wire `nats`: messages through a nats-server |
 //! | `direct/` | wire `direct`: HTTP/2, also for clients from outside |
@@ -27,6 +28,7 @@ mod local;
 mod mesh;
 mod nats;
 mod routes;
+mod spread;
 mod target;
 
 pub use channel::Channel;

@@ -10,23 +10,26 @@ use tonic::Status;
 
 use super::flow::{Credit, Inbox};
 use super::frame::{Frame, Header, Message, NodeId};
-use super::node;
+use super::node::node_subject;
 use crate::call::Running;
 use crate::target::Named;
 
 /// The other end of a call.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Peer {
     pub node: NodeId,
     /// What was sent before the peer reached this epoch, or after it left it, is lost.
     pub epoch: u32,
-    /// Where it listens.
-    pub subject: Subject,
 }
 
 impl Peer {
     pub(crate) fn of(header: &Header) -> Self {
-        Self { node: header.node, epoch: header.epoch, subject: node::node_subject(header.node) }
+        Self { node: header.node, epoch: header.epoch }
+    }
+
+    /// Where it listens.
+    pub(crate) fn subject(&self) -> Subject {
+        node_subject(self.node)
     }
 }
 
@@ -44,8 +47,10 @@ pub(crate) struct ClientCall {
 
 impl ClientCall {
     pub(crate) fn receive(&self, message: Message) {
-        // Fails on every message but the first.
-        let _ = self.peer.set(Peer::of(&message.header));
+        if self.peer.get().is_none() {
+            // Fails when another message was faster.
+            let _ = self.peer.set(Peer::of(&message.header));
+        }
         for frame in &message.frames {
             match frame {
                 Frame::Credit(limit) => self.credit.raise(*limit),

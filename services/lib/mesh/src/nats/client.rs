@@ -37,7 +37,7 @@ pub(crate) async fn call(node: &Arc<Node>, target: &Named, request: http::Reques
     let mut open = OpenCall::new(node, target);
     let call = open.call.clone();
     let mut outgoing = Outgoing::new(node.header(Kind::Open, call.id), call.credit.clone());
-    outgoing.head(head::encode_request(parts.uri.path(), &parts.headers), node.max_payload())?;
+    outgoing.head(node.max_payload(), |buffer| head::encode_request(buffer, parts.uri.path(), &parts.headers))?;
     outgoing.frame(&Frame::Credit(open.window));
     // Ready at once: there is a head to send.
     let filled = poll_fn(|cx| outgoing.poll_fill(cx, &mut body, node.max_payload(), |_| false)).await;
@@ -93,13 +93,13 @@ impl OpenCall {
     fn send_rest(&mut self, mut outgoing: Outgoing, mut body: Body) {
         let (node, call) = (self.node.clone(), self.call.clone());
         let send = async move {
-            let peer = call.peer.wait().await;
+            let subject = call.peer.wait().await.subject();
             loop {
                 let filled = poll_fn(|cx| outgoing.poll_fill(cx, &mut body, node.max_payload(), |_| false)).await;
                 if let Filled::Failed(status) = filled {
                     return call.response.fail(status);
                 }
-                if let Err(error) = node.client.publish(peer.subject.clone(), outgoing.take()).await {
+                if let Err(error) = node.client.publish(subject.clone(), outgoing.take()).await {
                     return call.response.fail(Status::unavailable(format!("the request cannot be sent: {error}")));
                 }
                 if let Filled::Last = filled {
@@ -127,7 +127,7 @@ impl OpenCall {
         let header: Header = self.node.header(Kind::ToServer, self.call.id);
         let message = header.message(&[frame]);
         match self.call.peer.get() {
-            Some(peer) => self.node.post(&peer.subject, message),
+            Some(peer) => self.node.post(&peer.subject(), message),
             None => self.node.post(&everyone_subject(&self.call.target), message),
         }
     }

@@ -18,8 +18,10 @@ use crate::call::lock;
 
 /// What a piece costs besides its bytes: about what it occupies in a queue.
 pub(crate) const PIECE_CHARGE: u64 = 128;
-/// Shorter pieces are copied when they are queued: a slice keeps alive the read buffer that it lies in, which is far longer.
+/// Shorter pieces are copied when a reader is behind: a slice keeps alive the read buffer that it lies in, which is far longer.
 const COPY_BYTES: usize = 8 << 10;
+/// How many frames may wait before a reader counts as behind: a head, a piece and an end are a whole unary call.
+const BEHIND_FRAMES: usize = 3;
 /// How many messages may overtake the first one, which comes by another way (see `client.rs`).
 const EARLY_MESSAGES: usize = 4096;
 
@@ -187,7 +189,8 @@ impl State {
         if self.received > self.limit {
             return Err(Status::internal("the peer sent more than flow control allows"));
         }
-        let bytes = if bytes.len() < COPY_BYTES { Bytes::copy_from_slice(&bytes) } else { bytes };
+        let is_behind = self.queue.len() >= BEHIND_FRAMES;
+        let bytes = if is_behind && bytes.len() < COPY_BYTES { Bytes::copy_from_slice(&bytes) } else { bytes };
         self.queue.push_back((Frame::Data(bytes), cost));
         Ok(())
     }

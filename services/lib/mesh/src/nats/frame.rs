@@ -22,8 +22,16 @@ pub(crate) const FRAME_HEADER_BYTES: usize = 5;
 const NODE_ID_BYTES: usize = 22;
 
 /// A process's name in the mesh: a NUID, 22 letters and digits, which is also a token of a NATS subject.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct NodeId([u8; NODE_ID_BYTES]);
+
+impl std::hash::Hash for NodeId {
+    /// By its second half, the part in which the names that one process makes differ.
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        let [.., a, b, c, d, e, f, g, h] = self.0;
+        state.write_u64(u64::from_be_bytes([a, b, c, d, e, f, g, h]));
+    }
+}
 
 impl NodeId {
     pub(crate) fn parse(text: &str) -> Option<Self> {
@@ -166,6 +174,16 @@ impl Frame {
             Self::Instance(bytes) => (9, bytes),
         };
         put(buffer, kind, bytes);
+    }
+
+    /// A [`Frame::Head`] with the content that `write` appends.
+    pub(crate) fn encode_head(buffer: &mut BytesMut, write: impl FnOnce(&mut BytesMut)) {
+        buffer.put_u8(1);
+        buffer.put_u32(0);
+        let start = buffer.len();
+        write(buffer);
+        let bytes = length(buffer.len() - start);
+        buffer[start - 4..start].copy_from_slice(&bytes.to_be_bytes());
     }
 
     fn decode(kind: u8, mut bytes: Bytes) -> Result<Self, Malformed> {

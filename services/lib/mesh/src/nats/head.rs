@@ -1,6 +1,6 @@
 //! Heads and trailers as bytes: `path length u16 · path` or `HTTP status u16`, then headers as
 //! `count u16`, each `name length u16 · name · value length u32 · value`. Values may be any bytes that HTTP allows, so binary
-//! metadata travels as it is.
+//! metadata travels as it is. The headers that nearly every call has are two bytes instead: [`COMMON`] plus their place in a list.
 //!
 //! Decoding copies names and values: a handler may keep them for long, and a slice would keep the whole read buffer it lies in.
 
@@ -9,19 +9,25 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
 
 use super::frame::Malformed;
 
-pub(crate) fn encode_request(path: &str, headers: &HeaderMap) -> Bytes {
-    let mut buffer = BytesMut::with_capacity(256);
+/// Put in place of a name's length, which is shorter.
+const COMMON: u16 = 0xFF00;
+/// Only ever appended to: both sides must agree.
+static COMMON_HEADERS: [(HeaderName, &str); 4] = [
+    (http::header::CONTENT_TYPE, "application/grpc"),
+    (http::header::TE, "trailers"),
+    (HeaderName::from_static("grpc-status"), "0"),
+    (HeaderName::from_static("grpc-accept-encoding"), "identity"),
+];
+
+pub(crate) fn encode_request(buffer: &mut BytesMut, path: &str, headers: &HeaderMap) {
     buffer.put_u16(u16::try_from(path.len()).unwrap_or(u16::MAX));
     buffer.put_slice(path.as_bytes());
-    put_headers(&mut buffer, headers);
-    buffer.freeze()
+    put_headers(buffer, headers);
 }
 
-pub(crate) fn encode_response(status: StatusCode, headers: &HeaderMap) -> Bytes {
-    let mut buffer = BytesMut::with_capacity(128);
+pub(crate) fn encode_response(buffer: &mut BytesMut, status: StatusCode, headers: &HeaderMap) {
     buffer.put_u16(status.as_u16());
-    put_headers(&mut buffer, headers);
-    buffer.freeze()
+    put_headers(buffer, headers);
 }
 
 pub(crate) fn encode_trailers(headers: &HeaderMap) -> Bytes {
@@ -56,8 +62,13 @@ pub(crate) fn decode_trailers(mut bytes: Bytes) -> Result<HeaderMap, Malformed> 
     let count = bytes.try_get_u16().map_err(|_| Malformed("its headers are too short"))?;
     let mut headers = HeaderMap::new();
     for _ in 0..count {
-        let length = bytes.try_get_u16().map_err(|_| Malformed("it ends inside a header"))? as usize;
-        let name = take(&mut bytes, length)?;
+        let length = bytes.try_get_u16().map_err(|_| Malformed("it ends inside a header"))?;
+        if let Some(place) = length.checked_sub(COMMON) {
+            let (name, value) = COMMON_HEADERS.get(usize::from(place)).ok_or(Malformed("a header is not known"))?;
+            headers.try_append(name, HeaderValue::from_static(value)).map_err(|_| Malformed("it has too many headers"))?;
+            continue;
+        }
+        let name = take(&mut bytes, usize::from(length))?;
         let name = HeaderName::from_bytes(&name).map_err(|_| Malformed("a header has an illegal name"))?;
         let length = bytes.try_get_u32().map_err(|_| Malformed("it ends inside a header"))? as usize;
         let value = take(&mut bytes, length)?;
@@ -71,6 +82,10 @@ fn put_headers(buffer: &mut BytesMut, headers: &HeaderMap) {
     // `HeaderMap` itself holds at most 2^15 values.
     buffer.put_u16(u16::try_from(headers.len()).unwrap_or(u16::MAX));
     for (name, value) in headers {
+        if let Some(place) = COMMON_HEADERS.iter().position(|(common, text)| common == name && value == text) {
+            buffer.put_u16(COMMON + place as u16);
+            continue;
+        }
         let name = name.as_str().as_bytes();
         buffer.put_u16(u16::try_from(name.len()).unwrap_or(u16::MAX));
         buffer.put_slice(name);
@@ -105,13 +120,24 @@ mod tests {
         })
     }
 
+    #[test]
+    fn common_headers_are_short_and_survive() {
+        let headers: HeaderMap = COMMON_HEADERS.iter().map(|(name, value)| (name.clone(), HeaderValue::from_static(value))).collect();
+        let bytes = encode_trailers(&headers);
+        assert_eq!(bytes.len(), 2 + 2 * headers.len());
+        assert_eq!(decode_trailers(bytes).unwrap(), headers);
+    }
+
     proptest! {
         #[test]
         fn heads_survive(headers in headers(), path in "/[a-zA-Z.]{1,30}/[a-zA-Z]{1,20}") {
-            let request = decode_request(encode_request(&path, &headers)).unwrap();
+            let mut bytes = BytesMut::new();
+            encode_request(&mut bytes, &path, &headers);
+            let request = decode_request(bytes.split().freeze()).unwrap();
             prop_assert_eq!(request.uri().path(), path);
             prop_assert_eq!(request.headers(), &headers);
-            let response = decode_response(encode_response(StatusCode::OK, &headers)).unwrap();
+            encode_response(&mut bytes, StatusCode::OK, &headers);
+            let response = decode_response(bytes.freeze()).unwrap();
             prop_assert_eq!(response.headers(), &headers);
             prop_assert_eq!(decode_trailers(encode_trailers(&headers)).unwrap(), headers);
         }

@@ -4,7 +4,7 @@
 //! waits for anything, because all calls would wait with it.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use async_nats::client::{Client, RequestErrorKind};
 use async_nats::{ConnectErrorKind, ConnectOptions, Event, Request, Subject, Subscriber};
 use bytes::Bytes;
 use futures::{FutureExt as _, StreamExt as _};
-use tokio::sync::watch;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tonic::Status;
@@ -23,6 +23,7 @@ use super::probe;
 use crate::call::lock;
 use crate::config::MeshConfig;
 use crate::error::MeshError;
+use crate::spread::Spread;
 
 /// How long a starting process waits for the broker to be there.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
@@ -43,21 +44,22 @@ const LEAST_PAYLOAD_BYTES: usize = 4 << 10;
 pub(crate) struct Node {
     pub client: Client,
     pub id: NodeId,
-    link: watch::Receiver<Link>,
+    link: Arc<Link>,
     window: u64,
     next_call: AtomicU64,
     /// Calls made by this node, by id.
-    pub made: Mutex<HashMap<u64, Arc<ClientCall>>>,
+    pub made: Mutex<HashMap<u64, Arc<ClientCall>, Spread>>,
     /// Calls run by this node, by caller and id.
-    pub run: Mutex<HashMap<(NodeId, u64), Arc<ServerCall>>>,
+    pub run: Mutex<HashMap<(NodeId, u64), Arc<ServerCall>, Spread>>,
 }
 
 /// The state of the connection.
-#[derive(Clone, Copy)]
+#[derive(Default)]
 struct Link {
-    up: bool,
+    down: AtomicBool,
     /// How often it was lost.
-    lost: u32,
+    lost: AtomicU32,
+    changed: Notify,
 }
 
 /// A [`Node`] and the tasks that serve it, which end when this is dropped.
@@ -69,8 +71,8 @@ pub(crate) struct Connected {
 impl Node {
     /// Connects, and listens on the node's own subject.
     pub(crate) async fn connect(url: &str, config: &MeshConfig) -> Result<Connected, MeshError> {
-        let (link_changes, link) = watch::channel(Link { up: true, lost: 0 });
-        let client = connect(url, link_changes).await?;
+        let link = Arc::new(Link::default());
+        let client = connect(url, &link).await?;
         let max_payload = client.max_payload();
         if max_payload < LEAST_PAYLOAD_BYTES {
             return Err(MeshError::PayloadTooSmall { url: url.to_owned(), max_payload, least: LEAST_PAYLOAD_BYTES });
@@ -114,7 +116,7 @@ impl Node {
 
     /// How often the connection was lost.
     pub(crate) fn epoch(&self) -> u32 {
-        self.link.borrow().lost
+        self.link.lost.load(Ordering::Acquire)
     }
 
     pub(crate) fn next_call(&self) -> u64 {
@@ -144,15 +146,12 @@ impl Node {
 
     /// Waits a moment for a lost connection.
     pub(crate) async fn up(&self) -> Result<(), Status> {
-        if self.link.borrow().up {
+        let is_up = || !self.link.down.load(Ordering::Acquire);
+        if is_up() {
             return Ok(());
         }
-        let mut link = self.link.clone();
-        let up = tokio::time::timeout(RECONNECT_WAIT, link.wait_for(|link| link.up)).await;
-        match up {
-            Ok(Ok(_)) => Ok(()),
-            _ => Err(Status::unavailable("there is no connection to nats-server")),
-        }
+        let back = self.link.wait_for(is_up);
+        tokio::time::timeout(RECONNECT_WAIT, back).await.map_err(|_| Status::unavailable("there is no connection to nats-server"))
     }
 
     /// Ends all calls: what was under way is lost, on both sides.
@@ -214,7 +213,37 @@ pub(crate) fn node_subject(node: NodeId) -> Subject {
     Subject::from(format!("janua-node.{}", node.as_str()))
 }
 
-async fn connect(url: &str, link: watch::Sender<Link>) -> Result<Client, MeshError> {
+impl Link {
+    /// Keeps the state of the connection by what the client library reports.
+    fn note(&self, event: &Event) {
+        match event {
+            Event::Connected => self.down.store(false, Ordering::Release),
+            Event::Disconnected | Event::Closed => {
+                self.down.store(true, Ordering::Release);
+                self.lost.fetch_add(1, Ordering::AcqRel);
+            }
+            // The library has dropped a message because this process did not keep up: that is a loss too.
+            Event::SlowConsumer(_) => {
+                self.lost.fetch_add(1, Ordering::AcqRel);
+            }
+            _ => return,
+        }
+        self.changed.notify_waiters();
+    }
+
+    /// Resolves when `holds` after a change, or now.
+    async fn wait_for(&self, holds: impl Fn() -> bool) {
+        loop {
+            let changed = self.changed.notified();
+            if holds() {
+                return;
+            }
+            changed.await;
+        }
+    }
+}
+
+async fn connect(url: &str, link: &Arc<Link>) -> Result<Client, MeshError> {
     let end = Instant::now() + CONNECT_LIMIT;
     loop {
         let link = link.clone();
@@ -224,7 +253,7 @@ async fn connect(url: &str, link: watch::Sender<Link>) -> Result<Client, MeshErr
             .client_capacity(QUEUED_COMMANDS)
             .reconnect_delay_callback(|attempt| RECONNECT_PAUSE.min(Duration::from_millis(10) * u32::try_from(attempt).unwrap_or(u32::MAX)))
             .event_callback(move |event| {
-                note(&link, &event);
+                link.note(&event);
                 std::future::ready(())
             });
         let servers: Vec<&str> = url.split(',').map(str::trim).collect();
@@ -239,30 +268,13 @@ async fn connect(url: &str, link: watch::Sender<Link>) -> Result<Client, MeshErr
     }
 }
 
-/// Keeps the state of the connection by what the client library reports.
-fn note(link: &watch::Sender<Link>, event: &Event) {
-    match event {
-        Event::Connected => link.send_modify(|link| link.up = true),
-        Event::Disconnected | Event::Closed => link.send_modify(|link| {
-            link.up = false;
-            link.lost = link.lost.wrapping_add(1);
-        }),
-        // The library has dropped a message because this process did not keep up: that is a loss too.
-        Event::SlowConsumer(_) => link.send_modify(|link| link.lost = link.lost.wrapping_add(1)),
-        _ => {}
-    }
-}
-
 /// Ends all calls whenever the connection was lost.
 async fn watch_link(node: Arc<Node>) {
-    let mut link = node.link.clone();
     let mut seen = 0;
-    while link.changed().await.is_ok() {
-        let lost = link.borrow_and_update().lost;
-        if lost != seen {
-            seen = lost;
-            node.fail_all();
-        }
+    loop {
+        node.link.wait_for(|| node.epoch() != seen).await;
+        seen = node.epoch();
+        node.fail_all();
     }
 }
 

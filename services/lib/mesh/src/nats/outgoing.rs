@@ -15,6 +15,8 @@ use super::head;
 const MESSAGE_BYTES: usize = 512 << 10;
 /// A piece is not cut shorter than this for want of credit: more is under way.
 const LEAST_PIECE_BYTES: usize = 16 << 10;
+/// What a message without data usually takes.
+const FIRST_BYTES: usize = 224;
 /// Room kept for a frame without content behind a piece.
 const RESERVE_BYTES: usize = FRAME_HEADER_BYTES;
 
@@ -50,21 +52,30 @@ impl Outgoing {
         Self { header, credit, used: 0, buffer: BytesMut::new(), rest: Bytes::new(), end: None }
     }
 
-    /// Adds the head, or says that a message of `limit` bytes cannot hold it.
-    pub(crate) fn head(&mut self, bytes: Bytes, limit: usize) -> Result<(), Status> {
+    /// Adds the head that `write` writes, or says that a message of `limit` bytes cannot hold it.
+    pub(crate) fn head(&mut self, limit: usize, write: impl FnOnce(&mut BytesMut)) -> Result<(), Status> {
+        self.begin();
+        let before = self.buffer.len();
+        Frame::encode_head(&mut self.buffer, write);
         // Behind the head there may be a credit and an end.
-        if HEADER_BYTES + 3 * FRAME_HEADER_BYTES + 8 + bytes.len() > limit {
-            return Err(Status::resource_exhausted(format!("metadata of {} bytes does not fit a message of {limit} bytes", bytes.len())));
+        if self.buffer.len() + 2 * FRAME_HEADER_BYTES + 8 > limit {
+            let bytes = self.buffer.len() - before;
+            self.buffer.clear();
+            return Err(Status::resource_exhausted(format!("metadata of {bytes} bytes does not fit a message of {limit} bytes")));
         }
-        self.frame(&Frame::Head(bytes));
         Ok(())
     }
 
     pub(crate) fn frame(&mut self, frame: &Frame) {
+        self.begin();
+        frame.encode(&mut self.buffer);
+    }
+
+    fn begin(&mut self) {
         if self.buffer.is_empty() {
+            self.buffer.reserve(FIRST_BYTES);
             self.header.encode(&mut self.buffer);
         }
-        frame.encode(&mut self.buffer);
     }
 
     /// The gathered message; the next one gets the next number.

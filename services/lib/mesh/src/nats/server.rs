@@ -119,7 +119,7 @@ impl Starter {
 impl ServerCall {
     /// Says something about the call to its caller.
     pub(crate) fn tell(&self, node: &Node, frames: &[Frame]) {
-        node.post(&self.peer.subject, node.header(Kind::ToClient, self.id).message(frames));
+        node.post(&self.peer.subject(), node.header(Kind::ToClient, self.id).message(frames));
     }
 }
 
@@ -147,18 +147,19 @@ async fn run(node: Arc<Node>, call: Arc<ServerCall>, handler: Call) {
     let response = respond(&listed, handler).await;
     let (parts, mut body) = response.into_parts();
     let mut outgoing = Outgoing::new(listed.node.header(Kind::ToClient, listed.call.id), listed.call.credit.clone());
-    let head = head::encode_response(parts.status, &parts.headers);
-    if let Err(status) = outgoing.head(head, listed.node.max_payload()) {
+    let limit = listed.node.max_payload();
+    if let Err(status) = outgoing.head(limit, |buffer| head::encode_response(buffer, parts.status, &parts.headers)) {
         let (parts, refusal) = status.into_http::<Body>().into_parts();
         body = refusal;
-        outgoing.frame(&Frame::Head(head::encode_response(parts.status, &parts.headers)));
+        // A sentence without metadata fits any message.
+        let _ = outgoing.head(limit, |buffer| head::encode_response(buffer, parts.status, &parts.headers));
     }
     loop {
         let filled = poll_fn(|cx| fill(cx, &listed, &running, &mut outgoing, &mut body)).await;
         if listed.call.is_deserted() {
             return;
         }
-        let subject = lock(&listed.call.reply).take().unwrap_or_else(|| listed.call.peer.subject.clone());
+        let subject = lock(&listed.call.reply).take().unwrap_or_else(|| listed.call.peer.subject());
         if let Filled::Failed(status) = &filled {
             outgoing.frame(&Frame::Reset(Refusal::from(status)));
         }
@@ -171,6 +172,10 @@ async fn run(node: Arc<Node>, call: Arc<ServerCall>, handler: Call) {
 
 async fn respond(listed: &Listed, handler: Call) -> http::Response<Body> {
     let mut handler = pin!(handler);
+    // Most are ready at once, and need no clock.
+    if let Poll::Ready(response) = poll_fn(|cx| Poll::Ready(handler.as_mut().poll(cx))).await {
+        return response;
+    }
     tokio::select! {
         biased;
         response = &mut handler => return response,
