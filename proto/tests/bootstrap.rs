@@ -20,11 +20,7 @@ fn generated_code_is_current() {
 
     let scratch = Path::new(env!("CARGO_TARGET_TMPDIR")).join("gen");
     fs::create_dir_all(&scratch).expect("the scratch folder can be made");
-    tonic_prost_build::configure()
-        .bytes(".janua.v1")
-        .out_dir(&scratch)
-        .compile_fds(descriptors.clone())
-        .expect("code can be generated");
+    tonic_prost_build::configure().bytes(".janua.v1").out_dir(&scratch).compile_fds(descriptors.clone()).expect("code can be generated");
 
     let code = fs::read_to_string(scratch.join("janua.v1.rs")).expect("the generated file is there");
     let committed = root.join("src/gen");

@@ -25,8 +25,14 @@ pub enum FinishReason {
 /// What the language model emits for one job: one `Prefilled`, then outputs, then `Finished`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
-    Prefilled { prompt_tokens: u32, cached_tokens: u32 },
+    Prefilled {
+        prompt_tokens: u32,
+        cached_tokens: u32,
+    },
     /// A token id (text) or a VQ code (image).
-    Output { id: u32, logprobs: Option<TokenLogprobs> },
+    Output {
+        id: u32,
+        logprobs: Option<TokenLogprobs>,
+    },
     Finished(FinishReason),
 }

@@ -62,7 +62,8 @@ async fn calls(world: &World, mesh: &Mesh, root: &str) {
 fn check(spans: &[CollectedSpan], root: &str) -> Result<(), String> {
     let root = spans.iter().find(|span| span.name == root).ok_or(format!("no span {root}"))?;
     let below = |parents: &[&CollectedSpan], kind: Option<i32>| -> Vec<&CollectedSpan> {
-        let is_below = |span: &&CollectedSpan| parents.iter().any(|parent| parent.span_id == span.parent_id && parent.trace_id == span.trace_id);
+        let is_below =
+            |span: &&CollectedSpan| parents.iter().any(|parent| parent.span_id == span.parent_id && parent.trace_id == span.trace_id);
         spans.iter().filter(is_below).filter(|span| kind.is_none_or(|kind| span.kind == kind)).collect()
     };
     let clients = below(&[root], Some(CLIENT));
