@@ -147,7 +147,7 @@ impl Siglip {
     }
 
     fn checked(self, at: &Fields<'_>) -> Result<Self, EngineError> {
-        if self.hidden_size % self.heads != 0 {
+        if !self.hidden_size.is_multiple_of(self.heads) {
             return Err(at.refuse("hidden_size", format!("{} is not a multiple of {} heads", self.hidden_size, self.heads)));
         }
         if self.image_size < self.patch_size {
@@ -156,7 +156,7 @@ impl Siglip {
         if !(self.epsilon.is_finite() && self.epsilon >= 0.0) {
             return Err(at.refuse("layer_norm_eps", "not a positive number"));
         }
-        if self.normalize.is_some_and(|(mean, deviation)| mean.iter().any(|m| !m.is_finite()) || deviation.iter().any(|d| *d == 0.0)) {
+        if self.normalize.is_some_and(|(mean, deviation)| mean.iter().any(|m| !m.is_finite()) || deviation.contains(&0.0)) {
             return Err(at.refuse("pixel_std", "pixel_mean and pixel_std must be finite and not zero"));
         }
         Ok(self)
