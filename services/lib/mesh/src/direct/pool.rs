@@ -86,7 +86,7 @@ impl Pool {
         let rounds = lines.borrow().rounds;
         self.shared.wanted.notify_one();
         // A round that is under way may miss an instance that has come just now; then the call goes over NATS.
-        let _ = lines.wait_for(|lines| !lines.open.is_empty() || lines.rounds >= rounds + 1).await;
+        let _ = lines.wait_for(|lines| !lines.open.is_empty() || lines.rounds > rounds).await;
         self.shared.pick(turn)
     }
 }

@@ -94,7 +94,8 @@ impl Future for Upload {
                     Ok(())
                 }
             };
-            return Poll::Ready(drop(sent));
+            drop(sent);
+            return Poll::Ready(());
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The service of `conformance.proto`, generated; `tests/bootstrap.rs` checks that it is current.
 
-#![allow(clippy::all)]
+#![allow(clippy::all, clippy::pedantic)]
 
 include!("gen/conformance.v1.rs");
 
