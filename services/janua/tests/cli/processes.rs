@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
+use futures::future::join_all;
 use proto::v1;
 use proto::v1::generate_response::Event;
 use proto::v1::janua_client::JanuaClient;
@@ -14,8 +15,10 @@ use tonic::transport::Channel;
 
 use crate::child::{LIMIT, Server, client};
 
-const STREAMS: usize = 8;
-const TOKENS: u32 = 300;
+/// Enough that both workers have some: calls are spread at random.
+const STREAMS: usize = 12;
+/// Far more than are generated before the kill.
+const TOKENS: u32 = 800;
 
 /// Brokers, six processes, and the folder with their settings.
 struct Installation {
@@ -121,7 +124,7 @@ async fn read(stream: &mut Streaming<v1::GenerateResponse>, ids: &mut Vec<u32>, 
     }
 }
 
-async fn whole(client: &mut JanuaClient<Channel>, i: usize) -> Vec<u32> {
+async fn whole(mut client: JanuaClient<Channel>, i: usize) -> Vec<u32> {
     let (mut stream, mut ids) = (client.generate(story(i)).await.unwrap().into_inner(), Vec::new());
     read(&mut stream, &mut ids, usize::MAX).await;
     ids
@@ -139,25 +142,28 @@ async fn a_killed_language_worker_is_not_noticed_over_direct() {
 
 async fn a_killed_language_worker_is_not_noticed(wire: &str) {
     let mut installation = Installation::start(wire, &fixture("janus")).await;
-    let mut client = client(&installation.address).await;
-    let mut expected = Vec::new();
-    for i in 0..STREAMS {
-        expected.push(whole(&mut client, i).await);
-        assert_eq!(expected[i].len(), TOKENS as usize);
-    }
+    let client = client(&installation.address).await;
+    let expected = join_all((0..STREAMS).map(|i| whole(client.clone(), i))).await;
+    assert!(expected.iter().all(|ids| ids.len() == TOKENS as usize));
 
     // All streams are in the middle when one of the two workers dies: calls spread, so some of them were its.
-    let mut streams = Vec::new();
-    for i in 0..STREAMS {
-        let (mut stream, mut ids) = (client.generate(story(i)).await.unwrap().into_inner(), Vec::new());
-        read(&mut stream, &mut ids, 20).await;
-        streams.push((stream, ids));
-    }
+    let begin = (0..STREAMS).map(|i| {
+        let mut client = client.clone();
+        async move {
+            let (mut stream, mut ids) = (client.generate(story(i)).await.unwrap().into_inner(), Vec::new());
+            read(&mut stream, &mut ids, 20).await;
+            (stream, ids)
+        }
+    });
+    let streams = join_all(begin).await;
     let killed = installation.servers.remove("language-1").unwrap();
     killed.signal("KILL");
     assert_eq!(killed.wait().await.code(), None, "it had no time to say goodbye");
-    for (i, (mut stream, mut ids)) in streams.into_iter().enumerate() {
+    let finish = streams.into_iter().map(async |(mut stream, mut ids)| {
         read(&mut stream, &mut ids, usize::MAX).await;
+        ids
+    });
+    for (i, ids) in join_all(finish).await.into_iter().enumerate() {
         assert_eq!(ids, expected[i], "stream {i}: no token lost, none repeated");
     }
     let carried = counter(&installation.metrics, "janua_router_retries_total").await;
