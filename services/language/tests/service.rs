@@ -201,24 +201,3 @@ async fn failures_have_codes_and_a_dead_engine_is_not_servable() {
     tokio::time::timeout(PATIENCE, gone).await.expect("health follows the engine");
     assert_eq!(service.open(&with(5)).await.map(|_| ()).unwrap_err().code(), Code::Unavailable);
 }
-
-#[tokio::test]
-async fn a_generation_leaves_its_spans() {
-    let spans = support::Spans::default();
-    let subscriber = tracing_subscriber::layer::SubscriberExt::with(tracing_subscriber::registry(), spans.clone());
-    let _guard = tracing::subscriber::set_default(subscriber);
-    let service = serve("llama").await;
-    service.ids(&llama(0).0).await;
-    let seen = spans.seen();
-    let lines = [
-        "language.generate < call",
-        "language.prefill < language.generate",
-        "language.decode < language.generate",
-        "janua.prompt_tokens=13",
-        "janua.output_tokens=13",
-        "janua.outcome=length",
-    ];
-    for line in lines {
-        assert!(seen.iter().any(|seen| seen == line), "{line} is not in {seen:?}");
-    }
-}

@@ -1,8 +1,9 @@
 //! A language service in the test's own process, jobs of the fixtures, and a model on strings.
+#![allow(dead_code)] // each test program uses a part
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use checkpoint::Checkpoint;
@@ -17,7 +18,6 @@ use proto::v1::language_client::LanguageClient;
 use safetensors::SafeTensors;
 use sched::{Engine, EngineConfig};
 use tonic::{Status, Streaming};
-use tracing::field::Field;
 
 /// Limit of everything that is waited for.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -181,36 +181,5 @@ impl LanguageModel for Puppet {
         assert!(!has(2), "the puppet fell");
         let logits = step.slices.iter().map(|slice| (slice.head == Some(Head::Text)).then(|| vec![0.0; 8]));
         Ok(StepOutput { logits: logits.collect() })
-    }
-}
-
-/// Collects spans as `name` or `name < parent`, and fields recorded later as `field=value`.
-#[derive(Clone, Default)]
-pub struct Spans(Arc<Mutex<Vec<String>>>);
-
-impl Spans {
-    pub fn seen(&self) -> Vec<String> {
-        self.0.lock().unwrap().clone()
-    }
-}
-
-impl<S> tracing_subscriber::Layer<S> for Spans
-where
-    S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
-{
-    fn on_new_span(
-        &self,
-        attributes: &tracing::span::Attributes<'_>,
-        id: &tracing::Id,
-        context: tracing_subscriber::layer::Context<'_, S>,
-    ) {
-        let parent = context.span(id).and_then(|span| span.parent()).map_or(String::new(), |parent| format!(" < {}", parent.name()));
-        self.0.lock().unwrap().push(format!("{}{parent}", attributes.metadata().name()));
-    }
-
-    fn on_record(&self, _id: &tracing::Id, values: &tracing::span::Record<'_>, _context: tracing_subscriber::layer::Context<'_, S>) {
-        values.record(&mut |field: &Field, value: &dyn std::fmt::Debug| {
-            self.0.lock().unwrap().push(format!("{}={}", field.name(), format!("{value:?}").trim_matches('"')));
-        });
     }
 }
