@@ -1,6 +1,7 @@
 //! The service of `conformance.proto`, generated; `tests/bootstrap.rs` checks that it is current.
 
-#![allow(clippy::all, clippy::pedantic)]
+// The benchmark uses the calls, not the descriptor.
+#![allow(clippy::all, clippy::pedantic, dead_code)]
 
 include!("gen/conformance.v1.rs");
 
