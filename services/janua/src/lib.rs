@@ -1,5 +1,8 @@
 //! The command line of Janua, and all services in one process.
 //!
+//! Larger than a service, because it is eight small programs: each subcommand can be read without the others, and a third of it is
+//! `verify`, which knows every quantity of the golden files.
+//!
 //! | File | Holds |
 //! |---|---|
 //! | `cli.rs` | the subcommands and how the program ends |
