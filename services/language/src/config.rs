@@ -9,8 +9,8 @@ use serde::Deserialize;
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LanguageConfig {
-    /// Memory for the KV caches of all models together. 0: what 16 sequences of the model's full context need, at most a quarter of the
-    /// memory that is free at the start.
+    /// Memory for the KV caches of all models together. 0: what `max_sequences` of the model's full context need, at most a quarter
+    /// of the memory that is free at the start. Memory is taken as positions are used.
     pub kv_cache_bytes: u64,
     /// Most rows per step of the engine, prefill and decode together.
     pub max_batch_tokens: usize,
@@ -23,9 +23,6 @@ pub struct LanguageConfig {
     /// Reuse what has been computed for equal beginnings of prompts.
     pub prefix_cache: bool,
 }
-
-/// Full contexts that the KV cache holds by default, memory permitting.
-const CONTEXTS: usize = 16;
 
 impl Default for LanguageConfig {
     fn default() -> Self {
@@ -59,7 +56,7 @@ impl LanguageConfig {
 
     /// Blocks of `block_bytes` for one of `models` models with this context.
     pub(crate) fn kv_blocks(&self, context: usize, block_bytes: usize, models: usize) -> Result<usize, ConfigError> {
-        let wanted = (context * CONTEXTS).div_ceil(BLOCK_TOKENS);
+        let wanted = context.saturating_mul(self.max_sequences).div_ceil(BLOCK_TOKENS);
         let share = |bytes: u64| usize::try_from(bytes / models.max(1) as u64).unwrap_or(usize::MAX) / block_bytes;
         let blocks = match self.kv_cache_bytes {
             0 => wanted.min(share(free_memory().unwrap_or(u64::MAX) / 4)),
@@ -96,8 +93,8 @@ mod tests {
     #[test]
     fn the_cache_is_as_large_as_said_and_no_larger_than_useful() {
         let config = |kv_cache_bytes| LanguageConfig { kv_cache_bytes, ..LanguageConfig::default() };
-        // 16 contexts of 100 positions in blocks of 16.
-        assert_eq!(config(0).kv_blocks(100, 1, 1).unwrap(), 100);
+        // 64 contexts of 100 positions in blocks of 16.
+        assert_eq!(config(0).kv_blocks(100, 1, 1).unwrap(), 400);
         for (bytes, block_bytes, models, expected) in [(1000, 10, 1, 100), (1000, 10, 4, 25), (1009, 10, 1, 100), (20, 10, 1, 2)] {
             assert_eq!(config(bytes).kv_blocks(100, block_bytes, models).unwrap(), expected);
         }
