@@ -1,7 +1,7 @@
 //! What a call through the mesh costs on each wire, beside the bare thing the wire is made of.
 //!
 //! `cargo bench --package mesh --bench hop` prints a table; `-- --json` prints one JSON object per line instead, `-- --rounds N`
-//! measures longer, `-- --threads N` gives both runtimes so many workers (0: a current-thread runtime each).
+//! measures longer, `-- --threads N` gives both runtimes so many workers (at least 1).
 //!
 //! | Case | Mesh | Peer |
 //! |---|---|---|
@@ -79,7 +79,6 @@ fn runtime(options: &Options) -> Runtime {
     let mut builder = Builder::new_multi_thread();
     match options.threads {
         None => {}
-        Some(0) => builder = Builder::new_current_thread(),
         Some(threads) => {
             builder.worker_threads(threads);
         }

@@ -107,7 +107,7 @@ impl Offer {
         let card = Arc::new(Card::new(target, &located, instance.clone()));
         micro::announce(node, card, &mut tasks).await?;
         let left = Arc::new(SetOnce::new());
-        let starter = Starter { node: node.clone(), instance: instance.clone(), penalty: 0 };
+        let starter = Starter::new(node.clone(), instance.clone());
         let desk = Desk { starter, subject, opens, everyone, located, taken: 0, left: left.clone() };
         tasks.spawn(desk.run());
         node.settle().await?;

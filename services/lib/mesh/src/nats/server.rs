@@ -25,20 +25,28 @@ use crate::gate::Instance;
 /// A call without an answer for so long tells its caller who runs it, so that the caller can ask whether that one still lives.
 /// Most calls are over before.
 const SPEAK_UP_AFTER: Duration = Duration::from_millis(5);
-/// A handler whose first poll took longer is not polled by the task that takes calls for a while.
+/// Handlers whose first polls take longer are not polled by the task that takes calls for a while.
 const QUICK_POLL: Duration = Duration::from_micros(200);
+/// How many such polls in a row it takes: a single one may only have been interrupted.
+const SLOW_IN_A_ROW: u32 = 3;
 /// How many calls that while lasts.
-const SLOW_PENALTY: u32 = 64;
+const SLOW_PENALTY: u32 = 0;
 
 /// Starts the calls of one offered target.
 pub(crate) struct Starter {
     pub node: Arc<Node>,
     pub instance: Arc<Instance>,
     /// How many calls are started without polling them here first.
-    pub penalty: u32,
+    penalty: u32,
+    /// Polls in a row that took too long.
+    slow: u32,
 }
 
 impl Starter {
+    pub(crate) fn new(node: Arc<Node>, instance: Arc<Instance>) -> Self {
+        Self { node, instance, penalty: 0, slow: 0 }
+    }
+
     /// Starts the call that `message` opens. `more_wait` says that other calls are waiting to be started.
     ///
     /// The handler is polled here once before it gets a task of its own: a quick one is done with that, and saves the wake-up of
@@ -65,9 +73,7 @@ impl Starter {
             let begun = Instant::now();
             // Woken by nobody: the task that takes over polls it again first of all.
             let polled = run.as_mut().poll(&mut Context::from_waker(Waker::noop()));
-            if begun.elapsed() > QUICK_POLL {
-                self.penalty = SLOW_PENALTY;
-            }
+            self.time(begun.elapsed());
             if polled.is_ready() {
                 return;
             }
@@ -77,6 +83,14 @@ impl Starter {
             call.tell(&self.node, &[Frame::Credit(call.request.allow(window))]);
         }
         tokio::spawn(run);
+    }
+
+    /// Learns from how long the first poll of a handler took.
+    fn time(&mut self, took: Duration) {
+        self.slow = if took > QUICK_POLL { self.slow + 1 } else { 0 };
+        if self.slow == SLOW_IN_A_ROW {
+            (self.slow, self.penalty) = (0, SLOW_PENALTY);
+        }
     }
 
     /// Puts the call on the node's list and makes an HTTP request of it.
