@@ -46,7 +46,11 @@ const DOORS: &[(&str, &[&str])] = &[
     ("opentelemetry-otlp", &["telemetry"]),
     ("axum", &["telemetry"]),
     ("tokenizers", &["text"]),
-    ("image", &["pixels"]),
+    ("png", &["pixels"]),
+    ("zune-jpeg", &["pixels"]),
+    ("image-webp", &["pixels"]),
+    ("h2", &["mesh"]),
+    ("hyper", &["mesh"]),
 ];
 
 /// Files that may be longer than [`MAX_LINES`], each with a reason in its header.
