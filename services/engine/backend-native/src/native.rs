@@ -91,7 +91,7 @@ impl Backend for Native {
 
     fn rope(&self, mut x: Tensor, rotation: &Rotation<Tensor>) -> Result<Tensor, EngineError> {
         let Rotation { cos, sin, head_dim } = rotation;
-        self.cpu.rope(&mut x.values, &cpu::Rotation { cos: &cos.values, sin: &sin.values, head_dim: *head_dim });
+        self.cpu.rope(&mut x.values, &cpu::Rotation { pairs: cpu::Pairs::Halves, cos: &cos.values, sin: &sin.values, head_dim: *head_dim });
         Ok(x)
     }
 
