@@ -3,7 +3,7 @@
 use proto::v1;
 use tests::{Answer, Drawing, Golden, GoldenPrompt, Wire, World};
 
-pub const MODELS: [&str; 3] = ["llama", "llama_gqa", "janus"];
+pub const MODELS: [&str; 6] = ["llama", "llama_gqa", "moe_v1", "v2_lite", "v2_full", "janus"];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn in_process() {
@@ -62,7 +62,14 @@ async fn models_are_listed_with_what_they_can_do() {
     let facts = |m: &v1::Model| (m.name.clone(), m.family.clone(), m.image_input, m.image_output, m.ready);
     let mut found: Vec<_> = models.iter().map(facts).collect();
     found.sort();
-    let expected = [("janus", "janus", true, true), ("llama", "llama", false, false), ("llama_gqa", "llama", false, false)];
+    let expected = [
+        ("janus", "janus", true, true),
+        ("llama", "llama", false, false),
+        ("llama_gqa", "llama", false, false),
+        ("moe_v1", "deepseek", false, false),
+        ("v2_full", "deepseek_v2", false, false),
+        ("v2_lite", "deepseek_v2", false, false),
+    ];
     assert_eq!(found, expected.map(|(name, family, sees, draws)| (name.to_owned(), family.to_owned(), sees, draws, true)));
     world.stop().await;
 }

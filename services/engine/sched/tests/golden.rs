@@ -115,6 +115,21 @@ fn llama_gqa() {
 }
 
 #[test]
+fn moe_v1() {
+    check("moe_v1", &texts("moe_v1", 2));
+}
+
+#[test]
+fn v2_lite() {
+    check("v2_lite", &texts("v2_lite", 2));
+}
+
+#[test]
+fn v2_full() {
+    check("v2_full", &texts("v2_full", 2));
+}
+
+#[test]
 fn janus_sees_and_draws() {
     check("janus", &janus());
 }
