@@ -3,7 +3,7 @@
 use proto::v1;
 use tests::{Golden, Wire, World};
 
-const MODELS: [&str; 3] = ["llama", "llama_gqa", "janus"];
+const MODELS: [&str; 5] = ["deepseek_vl", "deepseek_vl_hybrid", "janus", "llama", "llama_gqa"];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn in_process() {
@@ -54,7 +54,13 @@ async fn models_are_listed_with_what_they_can_do() {
     let facts = |m: &v1::Model| (m.name.clone(), m.family.clone(), m.image_input, m.image_output, m.ready);
     let mut found: Vec<_> = models.iter().map(facts).collect();
     found.sort();
-    let expected = [("janus", "janus", true, true), ("llama", "llama", false, false), ("llama_gqa", "llama", false, false)];
+    let expected = [
+        ("deepseek_vl", "deepseek_vl", true, false),
+        ("deepseek_vl_hybrid", "deepseek_vl_hybrid", true, false),
+        ("janus", "janus", true, true),
+        ("llama", "llama", false, false),
+        ("llama_gqa", "llama", false, false),
+    ];
     assert_eq!(found, expected.map(|(name, family, sees, draws)| (name.to_owned(), family.to_owned(), sees, draws, true)));
     world.stop().await;
 }

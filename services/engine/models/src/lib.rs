@@ -7,11 +7,14 @@
 //! | `generation.rs` | sampling defaults of `generation_config.json` |
 //! | `llama.rs` | DeepSeek LLM: the decoder that the other families share |
 //! | `janus.rs` | Janus: the decoder with a second embedding and a second head for VQ codes |
+//! | `deepseek_vl.rs` | DeepSeek-VL: the decoder behind one or two vision towers |
 //! | `siglip.rs` | the SigLIP tower as an ONNX graph |
-//! | `vision.rs` | pixels to embeddings: tower and aligner; [`load_vision`] |
+//! | `sam/` | the SAM tower of the hybrid models as an ONNX graph |
+//! | `vision.rs` | pixels to embeddings: towers and aligner; [`load_vision`] |
 //! | `vq.rs` | codes to pixels: the VQ decoder as an ONNX graph; [`load_vq`] |
 //! | `onnx.rs` | what the ONNX models share |
 
+mod deepseek_vl;
 mod generation;
 mod janus;
 mod llama;
@@ -22,11 +25,12 @@ pub use registry::{LoadOptions, card, kv_block_bytes, load_language, load_langua
 
 // The vision side (siglip.rs, vq.rs) is declared below this line.
 mod onnx;
+mod sam;
 mod siglip;
 mod vision;
 mod vq;
 
 pub use backend_onnx::{SessionOptions as OnnxOptions, runtime_version};
 pub use onnx::Probe;
-pub use vision::{VisionEncoder, load_vision};
+pub use vision::{Planes, VisionEncoder, load_vision};
 pub use vq::{VqDecoder, load_vq, pixels_to_rgb};

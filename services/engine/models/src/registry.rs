@@ -8,6 +8,7 @@ use domain::ModelCard;
 use layers::{Backend, EngineError, LanguageModel};
 
 use crate::{
+    deepseek_vl::{self, DeepSeekVlConfig},
     generation,
     janus::{Janus, JanusConfig, Layout},
     llama::Llama,
@@ -28,6 +29,7 @@ pub struct LoadOptions {
 enum Family {
     Llama,
     Janus(Layout),
+    DeepSeekVl(deepseek_vl::Layout),
 }
 
 /// Loads the language side of a checkpoint onto the CPU. Weights stay in the mapped files.
@@ -52,6 +54,7 @@ pub fn load_language_on<B: Backend>(
     Ok(match Family::of(checkpoint)? {
         Family::Llama => Box::new(Llama::load(backend, checkpoint, card, kv_blocks)?),
         Family::Janus(layout) => Box::new(Janus::load(backend, checkpoint, layout, card, kv_blocks)?),
+        Family::DeepSeekVl(layout) => Box::new(deepseek_vl::load(backend, checkpoint, layout, card, kv_blocks)?),
     })
 }
 
@@ -62,6 +65,10 @@ pub fn card(checkpoint: &Checkpoint) -> Result<ModelCard, EngineError> {
         Family::Janus(layout) => {
             let config = JanusConfig::read(checkpoint, layout)?;
             (config.text, Some(config.grid), Some(config.image_tokens))
+        }
+        Family::DeepSeekVl(layout) => {
+            let config = DeepSeekVlConfig::read(checkpoint, layout)?;
+            (config.text, None, Some(config.image_tokens))
         }
     };
     let (default_sampling, default_image_sampling) = generation::defaults(checkpoint)?;
@@ -82,6 +89,7 @@ pub fn kv_block_bytes(checkpoint: &Checkpoint) -> Result<usize, EngineError> {
     let text = match Family::of(checkpoint)? {
         Family::Llama => TextConfig::read(checkpoint, "")?,
         Family::Janus(layout) => JanusConfig::read(checkpoint, layout)?.text,
+        Family::DeepSeekVl(layout) => DeepSeekVlConfig::read(checkpoint, layout)?.text,
     };
     Ok(text.kv_block_bytes())
 }
@@ -92,10 +100,14 @@ impl Family {
         match checkpoint.model_type() {
             "llama" => Ok(Self::Llama),
             "janus" => Ok(Self::Janus(Layout::Port)),
+            "deepseek_vl" | "deepseek_vl_hybrid" => Ok(Self::DeepSeekVl(deepseek_vl::Layout::Port)),
             // DeepSeek-VL, Janus and JanusFlow were published under one name; Janus is the one with a VQ tokenizer (spec: vision.md 1).
             "multi_modality" if has("gen_vision_config") => Ok(Self::Janus(Layout::Original)),
+            "multi_modality" if has("vision_config") && !has("vision_gen_enc_config") => {
+                Ok(Self::DeepSeekVl(deepseek_vl::Layout::Original))
+            }
             other => {
-                let known = "llama, janus, multi_modality with gen_vision_config";
+                let known = "llama, janus, deepseek_vl, deepseek_vl_hybrid, multi_modality with vision_config";
                 Err(Fields { checkpoint, path: "" }.refuse("model_type", format!("{other:?} is not supported (supported: {known})")))
             }
         }

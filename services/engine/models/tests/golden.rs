@@ -7,7 +7,9 @@ mod support;
 use std::{path::Path, sync::Arc};
 
 use layers::{BlockId, Head, LanguageModel, RowInput};
-use support::{Recorder, Sequence, WHOLE, advance, argmax, assert_close, fixture, generate, golden::Golden, load, prefill, tokens, writer};
+use support::{
+    Recorder, Sequence, WHOLE, advance, argmax, assert_close, fixture, generate, golden::Golden, load, original, prefill, tokens, writer,
+};
 
 struct Tolerance {
     hidden: f32,
@@ -18,6 +20,8 @@ struct Tolerance {
 const LLAMA: Tolerance = Tolerance { hidden: 1e-4, prefill: 2e-4, decode: 1e-4 };
 const LLAMA_GQA: Tolerance = Tolerance { hidden: 5e-5, prefill: 1e-4, decode: 5e-5 };
 const JANUS: Tolerance = Tolerance { hidden: 1e-4, prefill: 1e-4, decode: 1e-4 };
+const DEEPSEEK_VL: Tolerance = Tolerance { hidden: 1e-4, prefill: 2e-4, decode: 5e-5 };
+const DEEPSEEK_VL_HYBRID: Tolerance = Tolerance { hidden: 2e-4, prefill: 2e-4, decode: 1e-4 };
 
 /// In one piece, in pieces of no power of two, and token by token.
 const CHUNKS: [usize; 3] = [WHOLE, 7, 1];
@@ -33,6 +37,26 @@ fn llama_with_all_heads() {
 fn llama_with_grouped_heads_and_bf16_weights() {
     for prompt in ["p0", "p1"] {
         check_text(&fixture("llama_gqa"), prompt, &LLAMA_GQA);
+    }
+}
+
+#[test]
+fn deepseek_vl_reads_one_picture_and_two() {
+    for prompt in ["p0", "p1"] {
+        check_text(&fixture("deepseek_vl"), prompt, &DEEPSEEK_VL);
+        check_text(&fixture("deepseek_vl_hybrid"), prompt, &DEEPSEEK_VL_HYBRID);
+    }
+}
+
+/// The same weights under the names and configuration of the published checkpoints.
+#[test]
+fn deepseek_vl_in_the_original_layout() {
+    for (name, tolerance) in [("deepseek_vl", &DEEPSEEK_VL), ("deepseek_vl_hybrid", &DEEPSEEK_VL_HYBRID)] {
+        let dir = tempfile::tempdir().unwrap();
+        original::deepseek_vl(&fixture(name), dir.path());
+        for prompt in ["p0", "p1"] {
+            check_text_of(dir.path(), &fixture(name), prompt, tolerance);
+        }
     }
 }
 

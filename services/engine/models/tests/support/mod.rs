@@ -5,6 +5,8 @@
 pub mod golden;
 pub mod naive;
 pub mod naive_pixels;
+pub mod naive_sam;
+pub mod original;
 pub mod writer;
 
 use std::{
