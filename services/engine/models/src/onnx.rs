@@ -29,6 +29,11 @@ impl<'a> Builder<'a> {
         }
     }
 
+    /// Where the weights are from.
+    pub fn checkpoint(&self) -> &'a Checkpoint {
+        self.checkpoint
+    }
+
     /// Whether intermediate tensors become outputs.
     pub fn probing(&self) -> bool {
         self.probing
@@ -59,6 +64,31 @@ impl<'a> Builder<'a> {
         // Windows that touch each other need no border; sliding ones keep the size.
         let padding = if stride == side { 0 } else { side / 2 };
         Ok(self.graph.conv(x, &weight, Some(&bias), stride, padding))
+    }
+
+    /// `name.weight [width, width]`, or the same as a 1 x 1 convolution `[width, width, 1, 1]`; `name.bias [width]`. `x [N, width]`
+    pub fn pointwise(&mut self, x: &Value, name: &str, width: usize) -> Result<Value, EngineError> {
+        let weight = format!("{name}.weight");
+        if self.checkpoint.tensor(&weight)?.shape.len() != 4 {
+            return self.linear(x, name, [width, width], true);
+        }
+        let weight = self.weight(&weight, &[width, width, 1, 1])?;
+        let weight = self.graph.reshape(&weight, &[width as i64, width as i64]);
+        let bias = self.weight(&format!("{name}.bias"), &[width])?;
+        Ok(self.graph.linear(x, &weight, Some(&bias)))
+    }
+
+    /// `name.weight [channels, 1, side, side]`, `name.bias [channels]`; keeps the size. `x [B, channels, H, W]`
+    pub fn depthwise(&mut self, x: &Value, name: &str, channels: usize, side: usize) -> Result<Value, EngineError> {
+        let weight = self.weight(&format!("{name}.weight"), &[channels, 1, side, side])?;
+        let bias = self.weight(&format!("{name}.bias"), &[channels])?;
+        Ok(self.graph.depthwise(x, &weight, &bias, channels, side / 2))
+    }
+
+    /// `name.weight`. `x [N, width]`
+    pub fn rms_norm(&mut self, x: &Value, name: &str, width: usize, epsilon: f32) -> Result<Value, EngineError> {
+        let weight = self.weight(&format!("{name}.weight"), &[width])?;
+        Ok(self.graph.rms_norm(x, &weight, epsilon))
     }
 
     /// `name.weight`, `name.bias`. `x [N, width]`

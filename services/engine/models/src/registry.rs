@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use backend_native::Native;
 use checkpoint::Checkpoint;
-use domain::ModelCard;
+use domain::{Canvas, ImageSampling, ModelCard};
 use layers::{Backend, EngineError, LanguageModel};
 
 use crate::{
     generation,
     janus::{Janus, JanusConfig, Layout},
+    janusflow::{JanusFlow, JanusFlowConfig},
     llama::Llama,
     text_config::{Fields, TextConfig},
 };
@@ -28,23 +29,25 @@ pub struct LoadOptions {
 enum Family {
     Llama,
     Janus(Layout),
+    JanusFlow,
 }
 
 /// Loads the language side of a checkpoint onto the CPU. Weights stay in the mapped files.
 pub fn load_language(checkpoint: &Arc<Checkpoint>, options: &LoadOptions) -> Result<Box<dyn LanguageModel>, EngineError> {
     let native = Arc::new(Native::new(options.threads)?);
-    let model = load_language_on(&native, checkpoint, options.kv_blocks)?;
+    let model = load_language_on(&native, checkpoint, options)?;
     let (isa, threads) = (native.cpu().isa().name(), native.cpu().threads());
     tracing::info!(family = checkpoint.model_type(), isa, threads, kv_blocks = options.kv_blocks, "language model loaded");
     Ok(model)
 }
 
-/// Loads the language side of a checkpoint onto a given backend, with a KV cache of `kv_blocks` blocks.
+/// Loads the language side of a checkpoint onto a given backend.
 pub fn load_language_on<B: Backend>(
     backend: &Arc<B>,
     checkpoint: &Checkpoint,
-    kv_blocks: usize,
+    options: &LoadOptions,
 ) -> Result<Box<dyn LanguageModel>, EngineError> {
+    let LoadOptions { kv_blocks, threads } = *options;
     if kv_blocks == 0 || u32::try_from(kv_blocks).is_err() {
         return Err(EngineError::Compute(format!("a KV cache of {kv_blocks} blocks cannot be made")));
     }
@@ -52,28 +55,46 @@ pub fn load_language_on<B: Backend>(
     Ok(match Family::of(checkpoint)? {
         Family::Llama => Box::new(Llama::load(backend, checkpoint, card, kv_blocks)?),
         Family::Janus(layout) => Box::new(Janus::load(backend, checkpoint, layout, card, kv_blocks)?),
+        Family::JanusFlow => Box::new(JanusFlow::load(backend, checkpoint, card, kv_blocks, threads)?),
     })
 }
 
 /// What a checkpoint is and can do, without loading weights.
 pub fn card(checkpoint: &Checkpoint) -> Result<ModelCard, EngineError> {
-    let (text, grid, image_tokens) = match Family::of(checkpoint)? {
+    let (text, canvas, image_tokens) = match Family::of(checkpoint)? {
         Family::Llama => (TextConfig::read(checkpoint, "")?, None, None),
         Family::Janus(layout) => {
             let config = JanusConfig::read(checkpoint, layout)?;
-            (config.text, Some(config.grid), Some(config.image_tokens))
+            (config.text, Some(Canvas::Codes(config.grid)), Some(config.image_tokens))
+        }
+        Family::JanusFlow => {
+            let config = JanusFlowConfig::read(checkpoint)?;
+            let grid = config.grid();
+            (config.text, Some(Canvas::Latent(grid)), Some(config.image_tokens))
         }
     };
-    let (default_sampling, default_image_sampling) = generation::defaults(checkpoint)?;
+    // JanusFlow draws with less guidance (spec: janusflow.md 2).
+    let guidance = if matches!(canvas, Some(Canvas::Latent(_))) { 2.0 } else { ImageSampling::default().guidance };
+    let drawing = ImageSampling { guidance, ..ImageSampling::default() };
+    let (default_sampling, default_image_sampling) = generation::defaults(checkpoint, drawing)?;
     Ok(ModelCard {
         family: checkpoint.model_type().to_owned(),
         context_length: text.max_position_embeddings,
         vocabulary_size: text.vocab_size,
         hidden_size: text.hidden_size,
-        code_grid: grid,
+        canvas,
         tokens_per_image: image_tokens,
         default_sampling,
         default_image_sampling,
+    })
+}
+
+/// What the images of a checkpoint are made of; `None` where it does not draw, or is of no family that is known here.
+pub(crate) fn canvas(checkpoint: &Checkpoint) -> Result<Option<Canvas>, EngineError> {
+    Ok(match Family::of(checkpoint)? {
+        Family::Llama => None,
+        Family::Janus(layout) => Some(Canvas::Codes(JanusConfig::read(checkpoint, layout)?.grid)),
+        Family::JanusFlow => Some(Canvas::Latent(JanusFlowConfig::read(checkpoint)?.grid())),
     })
 }
 
@@ -82,6 +103,7 @@ pub fn kv_block_bytes(checkpoint: &Checkpoint) -> Result<usize, EngineError> {
     let text = match Family::of(checkpoint)? {
         Family::Llama => TextConfig::read(checkpoint, "")?,
         Family::Janus(layout) => JanusConfig::read(checkpoint, layout)?.text,
+        Family::JanusFlow => JanusFlowConfig::read(checkpoint)?.text,
     };
     Ok(text.kv_block_bytes())
 }
@@ -92,10 +114,12 @@ impl Family {
         match checkpoint.model_type() {
             "llama" => Ok(Self::Llama),
             "janus" => Ok(Self::Janus(Layout::Port)),
-            // DeepSeek-VL, Janus and JanusFlow were published under one name; Janus is the one with a VQ tokenizer (spec: vision.md 1).
+            // DeepSeek-VL, Janus and JanusFlow were published under one name; Janus is the one with a VQ tokenizer, JanusFlow the one with an
+            // encoder of what it draws (spec: vision.md 1).
             "multi_modality" if has("gen_vision_config") => Ok(Self::Janus(Layout::Original)),
+            "multi_modality" if has("vision_gen_enc_config") => Ok(Self::JanusFlow),
             other => {
-                let known = "llama, janus, multi_modality with gen_vision_config";
+                let known = "llama, janus, multi_modality with gen_vision_config or vision_gen_enc_config";
                 Err(Fields { checkpoint, path: "" }.refuse("model_type", format!("{other:?} is not supported (supported: {known})")))
             }
         }

@@ -164,7 +164,12 @@ impl Siglip {
 
     /// Patches, and so tokens, of one picture.
     pub fn tokens(&self) -> usize {
-        (self.image_size / self.patch_size).pow(2)
+        self.side().pow(2)
+    }
+
+    /// Patches of a row of a picture.
+    pub fn side(&self) -> usize {
+        self.image_size / self.patch_size
     }
 
     /// Shape of the input.

@@ -7,9 +7,10 @@ use checkpoint::Checkpoint;
 use layers::EngineError;
 use serde::Deserialize;
 
+use crate::janusflow::TOWER;
 use crate::onnx::{Builder, Probe, run_probe, run_single};
 use crate::siglip::Siglip;
-use crate::text_config::Fields;
+use crate::text_config::{Fields, TextConfig};
 
 /// The vision side of a checkpoint, ready to run. Shared between threads; runs follow one another.
 #[derive(Debug)]
@@ -29,6 +30,8 @@ struct VisionModel {
     activation: Activation,
     /// Hidden size of the language model.
     width: usize,
+    /// A learned row `[1, width]` that comes before those of every picture.
+    first_row: Option<&'static str>,
 }
 
 /// Loads the vision side of a checkpoint; `None` where it has none.
@@ -42,7 +45,12 @@ pub fn load_vision(checkpoint: &Arc<Checkpoint>, options: &SessionOptions) -> Re
 impl VisionEncoder {
     /// Rows that one picture becomes.
     pub fn tokens_per_image(&self) -> usize {
-        self.model.tower.tokens()
+        self.model.tower.tokens() + self.extra_rows()
+    }
+
+    /// How many of these rows come before the features of the picture: learned ones, the same for all pictures.
+    pub fn extra_rows(&self) -> usize {
+        usize::from(self.model.first_row.is_some())
     }
 
     /// Values of a row: the hidden size of the language model.
@@ -106,6 +114,7 @@ impl VisionModel {
         match checkpoint.model_type() {
             "janus" => Self::read_port(checkpoint).map(Some),
             "multi_modality" if has("gen_vision_config") => Self::read_original(checkpoint).map(Some),
+            "multi_modality" if has("vision_gen_enc_config") => Self::read_janusflow(checkpoint).map(Some),
             _ => Ok(None),
         }
     }
@@ -123,6 +132,7 @@ impl VisionModel {
             activation: crate::onnx::activation(&at, fields.hidden_act.as_deref())?,
             width: at.size("projection_dim", fields.projection_dim, 2048, MOST_UNITS)?,
             aligner: (0..depth).map(layer).collect(),
+            first_row: None,
             tower,
         })
     }
@@ -140,17 +150,39 @@ impl VisionModel {
             activation: Activation::Gelu,
             width: at.size("n_embed", params.n_embed, 2048, MOST_UNITS)?,
             aligner: (0..depth).map(|index| format!("aligner.layers.{}", 2 * index)).collect(), // the activations count
+            first_row: None,
             tower,
         })
     }
 
-    /// `pixel_values [B, 3, S, S]` -> `image_features [B * N, width]`; with the batch apart, when probing.
+    /// One linear layer, and a row that says that a picture begins (spec: janusflow.md 4).
+    fn read_janusflow(checkpoint: &Checkpoint) -> Result<Self, EngineError> {
+        Ok(Self {
+            tower: Siglip::read_original(checkpoint, TOWER.0, TOWER.1)?,
+            aligner: vec!["vision_und_enc_aligner".to_owned()],
+            activation: Activation::Gelu,
+            width: TextConfig::read(checkpoint, "/language_config")?.hidden_size,
+            first_row: Some("beg_of_und_embed"),
+        })
+    }
+
+    /// `pixel_values [B, 3, S, S]` -> `image_features [B * N, width]`; with the batch apart and without a first row, when probing.
     fn build<'a>(&self, checkpoint: &'a Checkpoint, probing: bool) -> Result<Builder<'a>, EngineError> {
         let mut builder = Builder::new(checkpoint, probing);
         let pixels = builder.graph.input("pixel_values", &self.tower.input());
         let tokens = self.tower.build(&mut builder, &pixels)?; // [B * N, hidden]
-        let features = self.align(&mut builder, tokens)?; // [B * N, width]
-        let shape = if probing { vec![-1, self.tower.tokens() as i64, self.width as i64] } else { vec![-1, self.width as i64] };
+        let (rows, hidden, width) = (self.tower.tokens() as i64, self.tower.hidden_size as i64, self.width as i64);
+        if probing && self.first_row.is_some() {
+            let pictures = builder.graph.reshape(&tokens, &[-1, rows, hidden]);
+            builder.tap("vision.features", &pictures);
+        }
+        let mut features = self.align(&mut builder, tokens)?; // [B * N, width]
+        if let Some(name) = self.first_row.filter(|_| !probing) {
+            let first = builder.weight(name, &[1, self.width])?;
+            let pictures = builder.graph.reshape(&features, &[-1, rows, width]);
+            features = builder.graph.prepend(&first, &pictures, self.width); // [B, 1 + N, width]
+        }
+        let shape = if probing { vec![-1, rows, width] } else { vec![-1, width] };
         let features = builder.graph.reshape(&features, &shape);
         builder.graph.output("image_features", &features);
         Ok(builder)

@@ -10,7 +10,7 @@ use support::{
     Recorder, Sequence, WHOLE, advance, argmax, assert_close, decode, fixture, generate, golden::Golden, load, load_with, prefill, tokens,
 };
 
-const FIXTURES: [&str; 3] = ["llama", "llama_gqa", "janus"];
+const FIXTURES: [&str; 4] = ["llama", "llama_gqa", "janus", "janusflow"];
 
 fn prompt(fixture_name: &str, prompt: &str) -> Vec<u32> {
     Golden::open(&fixture(fixture_name)).ids(&format!("{prompt}.input_ids"))

@@ -15,6 +15,8 @@ use crate::{Detokenizer, TextError};
 
 const TOKENIZER: &str = "tokenizer.json";
 const CONFIG: &str = "tokenizer_config.json";
+/// The part of a configuration that only models have which draw by a flow.
+const FLOW: &str = "vision_gen_enc_config";
 
 /// No tokenizer of the family comes near: 100 000 tokens take about 5 MB.
 const LARGEST: u64 = 128 << 20; // bytes
@@ -32,6 +34,8 @@ pub struct TextCodec {
     pub(crate) template: Option<ChatTemplate>,
     /// Whether the model's processor puts its own system prompt before a conversation that has none.
     pub(crate) default_system_prompt: bool,
+    /// Whether the model draws by a flow (JanusFlow): a picture then brings its own beginning, and the prompt for one ends with its text.
+    pub(crate) flow: bool,
     /// Whether text may be cut behind every line feed without changing its ids.
     lines_are_apart: bool,
     add_bos: bool,
@@ -46,7 +50,7 @@ impl TextCodec {
     pub fn load(checkpoint: &Checkpoint) -> Result<Self, TextError> {
         let codec = Self::load_dir(checkpoint.dir())?;
         codec.tokens.require(checkpoint.model_type(), &checkpoint.dir().join(CONFIG))?;
-        Ok(codec)
+        Ok(Self { flow: checkpoint.config().get(FLOW).is_some(), ..codec })
     }
 
     /// Loads `tokenizer.json`, `tokenizer_config.json` and the optional files beside them.
@@ -71,6 +75,7 @@ impl TextCodec {
             template: ChatTemplate::find(dir, &config, &tokens)?,
             default_system_prompt: flag(&processor, "use_default_system_prompt"),
             eos_token_ids: eos_token_ids(tokens.eos.id, generation.as_ref(), vocabulary.size()),
+            flow: false,
             lines_are_apart: lines_are_apart(&full),
             guard: Guard::new(control),
             full,

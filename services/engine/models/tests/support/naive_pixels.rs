@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 pub type Tensors = BTreeMap<String, Vec<f64>>;
 
 /// Names with shapes, in the layout of the transformers port.
-type Shapes = Vec<(String, Vec<usize>)>;
+pub type Shapes = Vec<(String, Vec<usize>)>;
 
 pub struct Tower {
     pub image: usize,
@@ -29,7 +29,7 @@ pub struct Vq {
     pub blocks: usize,
 }
 
-fn pair(shapes: &mut Shapes, name: impl Into<String>, weight: &[usize]) {
+pub fn pair(shapes: &mut Shapes, name: impl Into<String>, weight: &[usize]) {
     let name = name.into();
     shapes.push((format!("{name}.weight"), weight.to_vec()));
     shapes.push((format!("{name}.bias"), vec![weight[0]]));
@@ -264,7 +264,7 @@ impl Map<'_> {
     }
 }
 
-fn normalised(values: &[f64], epsilon: f64) -> Vec<f64> {
+pub fn normalised(values: &[f64], epsilon: f64) -> Vec<f64> {
     let count = values.len() as f64;
     let mean = values.iter().sum::<f64>() / count;
     let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / count;
@@ -276,7 +276,7 @@ fn norm(x: &[f64], width: usize, t: &Tensors, name: &str, epsilon: f64) -> Vec<f
     x.chunks(width).flat_map(|row| normalised(row, epsilon)).enumerate().map(|(i, v)| v * weight[i % width] + bias[i % width]).collect()
 }
 
-fn linear(x: &[f64], input: usize, t: &Tensors, name: &str) -> Vec<f64> {
+pub fn linear(x: &[f64], input: usize, t: &Tensors, name: &str) -> Vec<f64> {
     let (weight, bias) = (&t[&format!("{name}.weight")], &t[&format!("{name}.bias")]);
     let product = |row: &[f64], weights: &[f64]| row.iter().zip(weights).map(|(a, b)| a * b).sum::<f64>();
     x.chunks(input)
@@ -284,7 +284,7 @@ fn linear(x: &[f64], input: usize, t: &Tensors, name: &str) -> Vec<f64> {
         .collect()
 }
 
-fn attend(q: &[f64], k: &[f64], v: &[f64], width: usize, heads: usize) -> Vec<f64> {
+pub fn attend(q: &[f64], k: &[f64], v: &[f64], width: usize, heads: usize) -> Vec<f64> {
     let (rows, size) = (q.len() / width, width / heads);
     let mut out = vec![0.0; q.len()];
     for (row, head) in (0..rows).flat_map(|row| (0..heads).map(move |head| (row, head))) {
@@ -299,12 +299,12 @@ fn attend(q: &[f64], k: &[f64], v: &[f64], width: usize, heads: usize) -> Vec<f6
     out
 }
 
-fn add(a: &[f64], b: &[f64]) -> Vec<f64> {
+pub fn add(a: &[f64], b: &[f64]) -> Vec<f64> {
     a.iter().zip(b).map(|(a, b)| a + b).collect()
 }
 
 /// With the error function as its Taylor series, which converges well where it is used here (|x| < 6).
-fn gelu(x: Vec<f64>) -> Vec<f64> {
+pub fn gelu(x: Vec<f64>) -> Vec<f64> {
     let erf = |x: f64| {
         let (mut term, mut sum) = (x, x);
         for n in 1..200 {
