@@ -3,7 +3,7 @@
 use proto::v1;
 use tests::{Golden, Wire, World};
 
-const MODELS: [&str; 3] = ["llama", "llama_gqa", "janus"];
+const MODELS: [&str; 4] = ["llama", "llama_gqa", "janus", "janusflow"];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn in_process() {
@@ -27,7 +27,7 @@ async fn golden_ids_come_out(wire: Wire) {
         for prompt in golden.prompts {
             let answer = world.ask(prompt.request).await.unwrap();
             assert_eq!(answer.ids(), prompt.ids, "{model} over {}", wire.name());
-            assert_eq!(answer.text(), prompt.text, "{model} over {}", wire.name());
+            assert!(prompt.text.is_none_or(|text| text == answer.text()), "{model} over {}: {}", wire.name(), answer.text());
             assert_eq!(answer.started.unwrap().prompt_tokens as usize, prompt.prompt_tokens);
             let usage = answer.usage.unwrap();
             assert_eq!((usage.prompt_tokens as usize, usage.output_tokens as usize), (prompt.prompt_tokens, prompt.ids.len()));
@@ -54,7 +54,12 @@ async fn models_are_listed_with_what_they_can_do() {
     let facts = |m: &v1::Model| (m.name.clone(), m.family.clone(), m.image_input, m.image_output, m.ready);
     let mut found: Vec<_> = models.iter().map(facts).collect();
     found.sort();
-    let expected = [("janus", "janus", true, true), ("llama", "llama", false, false), ("llama_gqa", "llama", false, false)];
+    let expected = [
+        ("janus", "janus", true, true),
+        ("janusflow", "multi_modality", true, true),
+        ("llama", "llama", false, false),
+        ("llama_gqa", "llama", false, false),
+    ];
     assert_eq!(found, expected.map(|(name, family, sees, draws)| (name.to_owned(), family.to_owned(), sees, draws, true)));
     world.stop().await;
 }

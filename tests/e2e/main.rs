@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod fairness;
+mod flow;
 mod golden;
 mod options;
 mod pictures;

@@ -8,10 +8,11 @@ use testkit::fixture;
 
 use crate::child::janua;
 
-const FIXTURES: [&str; 10] = [
+const FIXTURES: [&str; 11] = [
     "llama",
     "llama_gqa",
     "janus",
+    "janusflow",
     "preprocess",
     "tokenizers/llm",
     "tokenizers/v2",
@@ -32,7 +33,14 @@ async fn every_fixture_passes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_wire_gives_the_same() {
-    for (name, wire) in [("janus", "in-process"), ("janus", "nats"), ("llama", "direct")] {
+    for (name, wire) in [
+        ("janus", "in-process"),
+        ("janus", "nats"),
+        ("llama", "direct"),
+        ("janusflow", "in-process"),
+        ("janusflow", "nats"),
+        ("janusflow", "direct"),
+    ] {
         let report = janua(&["verify", fixture(name).to_str().unwrap(), "--wire", wire, "--json"]).await.ok().json().remove(0);
         let rows = report["rows"].as_array().unwrap();
         let over_wire = rows.iter().filter(|row| row["quantity"].as_str().unwrap().starts_with(wire)).count();
