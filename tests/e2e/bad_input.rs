@@ -17,7 +17,7 @@ const BESIDE: u32 = 400;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_mistake_is_refused_by_its_field() {
-    let world = World::start(Wire::InProcess, &["llama", "janus"]).await;
+    let world = World::start(Wire::InProcess, &["llama", "janus", "janusflow"]).await;
     let good = for_text("llama", completion(vec![text("Beside the bad ones.")]), greedy(BESIDE));
     let alone = world.ask(good.clone()).await.unwrap();
     let (mut client, beside) = (world.client(), good);
@@ -31,7 +31,7 @@ async fn each_mistake_is_refused_by_its_field() {
 
     let answer = beside.await.unwrap().unwrap();
     assert_eq!(answer.ids(), alone.ids(), "a good request goes on as if it were alone");
-    for prompt in Golden::read("janus").prompts {
+    for prompt in Golden::read("janus").prompts.into_iter().chain(Golden::read("janusflow").prompts) {
         assert_eq!(world.ask(prompt.request).await.unwrap().ids(), prompt.ids, "and the next one is served");
     }
     world.stop().await;
@@ -121,6 +121,21 @@ fn drawing() -> Vec<Row> {
         ),
         row("too many pictures", "image.n", draw("janus", v1::ImageSampling { n: Some(17), ..Default::default() })),
         row("unknown format", "image.format", draw("janus", v1::ImageSampling { format: 9, ..Default::default() })),
+        row("no steps", "image.steps", draw("janusflow", v1::ImageSampling { steps: Some(0), ..Default::default() })),
+        row("too many steps", "image.steps", draw("janusflow", v1::ImageSampling { steps: Some(1001), ..Default::default() })),
+        row("an unknown solver", "image.solver", draw("janusflow", v1::ImageSampling { solver: 9, ..Default::default() })),
+        row(
+            "guidance NaN for a flow",
+            "image.guidance",
+            draw("janusflow", v1::ImageSampling { guidance: Some(f32::NAN), ..Default::default() }),
+        ),
+        row("steps for codes", "image.steps", draw("janus", v1::ImageSampling { steps: Some(30), ..Default::default() })),
+        row("a solver for codes", "image.solver", draw("janus", v1::ImageSampling { solver: 1, ..Default::default() })),
+        row(
+            "a temperature for a flow",
+            "image.temperature",
+            draw("janusflow", v1::ImageSampling { temperature: Some(1.0), ..Default::default() }),
+        ),
         row(
             "a picture in a drawing's prompt",
             "chat.messages[0].parts[0].image",

@@ -4,6 +4,7 @@
 mod bad_input;
 mod company;
 mod fairness;
+mod flow;
 mod golden;
 mod options;
 mod pictures;

@@ -16,7 +16,8 @@ pub struct GoldenPrompt {
     pub request: v1::GenerateRequest,
     pub prompt_tokens: usize,
     pub ids: Vec<u32>,
-    pub text: String,
+    /// Where the reference wrote it down.
+    pub text: Option<String>,
 }
 
 /// A text-to-image prompt with its greedy codes and the decoded picture.
@@ -41,16 +42,26 @@ impl Golden {
 
 fn prompt(model: &str, entry: &Value) -> GoldenPrompt {
     let ids = ids(&entry["generated_ids"]);
-    let input = match entry["prompt"].as_str() {
-        Some(prompt) => completion(vec![text(prompt)]),
-        None => conversation(model, entry),
+    let input = match (entry["prompt"].as_str(), entry.get("messages")) {
+        (Some(prompt), _) => completion(vec![text(prompt)]),
+        (None, Some(_)) => conversation(model, entry),
+        (None, None) => illustrated(model, entry),
     };
     GoldenPrompt {
         request: request::for_text(model, input, request::greedy(ids.len() as u32)),
         prompt_tokens: entry["input_ids"].as_array().unwrap().len(),
         ids,
-        text: entry["generated_text"].as_str().unwrap().to_owned(),
+        text: entry["generated_text"].as_str().map(str::to_owned),
     }
+}
+
+/// A text with a placeholder for each of its pictures.
+fn illustrated(model: &str, entry: &Value) -> v1::generate_request::Input {
+    let mut files = entry["images"].as_array().unwrap().iter().map(|name| testkit::fixture(model).join(name.as_str().unwrap()));
+    let mut pieces = entry["text"].as_str().unwrap().split("<image_placeholder>");
+    let mut parts = vec![text(pieces.next().unwrap())];
+    parts.extend(pieces.flat_map(|piece| [picture(std::fs::read(files.next().unwrap()).unwrap()), text(piece)]));
+    completion(parts)
 }
 
 fn conversation(model: &str, entry: &Value) -> v1::generate_request::Input {

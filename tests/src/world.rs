@@ -31,6 +31,9 @@ impl Wire {
     }
 }
 
+/// For all models of a world together.
+const KV_CACHE_BYTES: &str = "268435456";
+
 /// All services in this process, and the broker they need.
 pub struct World {
     local: Local,
@@ -60,7 +63,9 @@ impl World {
             Wire::InProcess => None,
             Wire::Nats | Wire::Direct => Some(NatsServer::start().await),
         };
-        let mut settings: Vec<(String, String)> = settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        // Many worlds live in one process, and one test watches its address space: a cache for the whole context of every sequence is too much.
+        let settings = [("language.kv_cache_bytes", KV_CACHE_BYTES)].iter().chain(settings);
+        let mut settings: Vec<(String, String)> = settings.map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         settings.push(("mesh.wire".to_owned(), wire.name().to_owned()));
         settings.extend(nats.iter().map(|nats| ("mesh.nats_url".to_owned(), nats.url())));
         let models: Vec<(String, PathBuf)> = fixtures.iter().map(|name| ((*name).to_owned(), testkit::fixture(name))).collect();

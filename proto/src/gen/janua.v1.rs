@@ -93,10 +93,10 @@ pub struct Sampling {
 /// How an image is drawn. Absent fields take the checkpoint's generation_config.json, then the default given here.
 #[derive(Clone, Copy, PartialEq, ::prost::Message)]
 pub struct ImageSampling {
-    /// Classifier-free guidance: uncond + guidance * (cond - uncond). Range 0..=100. Default 5.
+    /// Classifier-free guidance: uncond + guidance * (cond - uncond). Range 0..=100. Default 5, for a flow 2.
     #[prost(float, optional, tag = "1")]
     pub guidance: ::core::option::Option<f32>,
-    /// 0 = greedy. Range 0..=100. Default 1.
+    /// 0 = greedy. Range 0..=100. Default 1. Only for models that draw VQ codes; a flow has no temperature and refuses it.
     #[prost(float, optional, tag = "2")]
     pub temperature: ::core::option::Option<f32>,
     /// As in Sampling. Image i uses seed + i.
@@ -111,6 +111,25 @@ pub struct ImageSampling {
     /// Encoding of the finished image. Default PNG.
     #[prost(enumeration = "ImageFormat", tag = "6")]
     pub format: i32,
+    /// Steps from noise to image. Range 1..=1000. Default 30. Only for models that draw by a flow (JanusFlow); refused elsewhere.
+    #[prost(uint32, optional, tag = "7")]
+    pub steps: ::core::option::Option<u32>,
+    /// How a step is taken. Default Euler. Only for models that draw by a flow; refused elsewhere.
+    #[prost(enumeration = "FlowSolver", tag = "8")]
+    pub solver: i32,
+}
+/// The latent map of an image: float32, little endian, `\[channels, rows, columns\]`.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Latent {
+    #[prost(uint32, tag = "1")]
+    pub channels: u32,
+    #[prost(uint32, tag = "2")]
+    pub rows: u32,
+    #[prost(uint32, tag = "3")]
+    pub columns: u32,
+    /// channels * rows * columns * 4 bytes
+    #[prost(bytes = "bytes", tag = "4")]
+    pub data: ::prost::bytes::Bytes,
 }
 /// A token and how likely it was.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -194,6 +213,43 @@ impl OutputKind {
             "OUTPUT_KIND_UNSPECIFIED" => Some(Self::Unspecified),
             "OUTPUT_KIND_TEXT" => Some(Self::Text),
             "OUTPUT_KIND_IMAGE" => Some(Self::Image),
+            _ => None,
+        }
+    }
+}
+/// How a step of a flow is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum FlowSolver {
+    /// Euler
+    Unspecified = 0,
+    /// first order, one evaluation a step
+    Euler = 1,
+    /// second order, two evaluations a step
+    Heun = 2,
+    /// second order, two evaluations a step
+    Midpoint = 3,
+}
+impl FlowSolver {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "FLOW_SOLVER_UNSPECIFIED",
+            Self::Euler => "FLOW_SOLVER_EULER",
+            Self::Heun => "FLOW_SOLVER_HEUN",
+            Self::Midpoint => "FLOW_SOLVER_MIDPOINT",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "FLOW_SOLVER_UNSPECIFIED" => Some(Self::Unspecified),
+            "FLOW_SOLVER_EULER" => Some(Self::Euler),
+            "FLOW_SOLVER_HEUN" => Some(Self::Heun),
+            "FLOW_SOLVER_MIDPOINT" => Some(Self::Midpoint),
             _ => None,
         }
     }
@@ -352,7 +408,7 @@ pub struct ImageProgress {
     #[prost(uint32, tag = "3")]
     pub total: u32,
 }
-/// An unfinished image; what is not drawn yet is grey.
+/// An unfinished image: what is not drawn yet is grey (VQ), or what the flow seems to lead to (flow).
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ImagePreview {
     #[prost(uint32, tag = "1")]
@@ -408,7 +464,7 @@ pub struct Usage {
     /// the part of prompt_tokens that stands for pictures
     #[prost(uint32, tag = "2")]
     pub image_tokens: u32,
-    /// text tokens and image codes generated, all choices together
+    /// text tokens, image codes and steps of flows generated, all choices together
     #[prost(uint32, tag = "3")]
     pub output_tokens: u32,
     /// prompt positions found in the prefix cache
@@ -1913,7 +1969,7 @@ pub struct LanguageRequest {
     /// Outputs that an earlier instance has already produced for this request: generation goes on after them as if it had never stopped.
     #[prost(uint32, repeated, tag = "4")]
     pub emitted: ::prost::alloc::vec::Vec<u32>,
-    #[prost(oneof = "language_request::Mode", tags = "2, 3")]
+    #[prost(oneof = "language_request::Mode", tags = "2, 3, 5")]
     pub mode: ::core::option::Option<language_request::Mode>,
 }
 /// Nested message and enum types in `LanguageRequest`.
@@ -1924,6 +1980,8 @@ pub mod language_request {
         Text(super::TextMode),
         #[prost(message, tag = "3")]
         Image(super::ImageCodeMode),
+        #[prost(message, tag = "5")]
+        Flow(super::FlowMode),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1958,9 +2016,35 @@ pub struct ImageCodeMode {
     #[prost(message, optional, tag = "2")]
     pub sampling: ::core::option::Option<ImageSampling>,
 }
+/// The latent map of an image, reached from noise in `sampling.steps` steps.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FlowMode {
+    /// The beginning of the prompt that unconditional rows see; at least one position, and no more than `prompt` has.
+    #[prost(message, repeated, tag = "1")]
+    pub unconditional: ::prost::alloc::vec::Vec<PromptSegment>,
+    /// `seed` is always set; `n`, `preview_every` and `format` are handled by the caller
+    #[prost(message, optional, tag = "2")]
+    pub sampling: ::core::option::Option<ImageSampling>,
+    /// Estimate the finished map after every so many steps. 0: never.
+    #[prost(uint32, tag = "3")]
+    pub estimate_every: u32,
+    /// Where an earlier instance has come to: generation goes on after it. Absent: begin with the noise of the seed.
+    #[prost(message, optional, tag = "4")]
+    pub from: ::core::option::Option<FlowState>,
+}
+/// A flow between two steps.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FlowState {
+    /// steps taken
+    #[prost(uint32, tag = "1")]
+    pub done: u32,
+    /// the map after them
+    #[prost(message, optional, tag = "2")]
+    pub z: ::core::option::Option<Latent>,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct LanguageResponse {
-    #[prost(oneof = "language_response::Event", tags = "1, 2, 3")]
+    #[prost(oneof = "language_response::Event", tags = "1, 2, 3, 4")]
     pub event: ::core::option::Option<language_response::Event>,
 }
 /// Nested message and enum types in `LanguageResponse`.
@@ -1975,6 +2059,9 @@ pub mod language_response {
         /// last
         #[prost(enumeration = "super::FinishReason", tag = "3")]
         Finished(i32),
+        /// in flow mode, once for every step
+        #[prost(message, tag = "4")]
+        Flow(super::FlowStep),
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1993,6 +2080,18 @@ pub struct Outputs {
     #[prost(message, repeated, tag = "2")]
     pub logprobs: ::prost::alloc::vec::Vec<TokenLogprobs>,
 }
+/// A step of a flow.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FlowStep {
+    #[prost(message, optional, tag = "1")]
+    pub state: ::core::option::Option<FlowState>,
+    /// steps in all
+    #[prost(uint32, tag = "2")]
+    pub total: u32,
+    /// of the finished map, when it was asked for
+    #[prost(message, optional, tag = "3")]
+    pub estimate: ::core::option::Option<Latent>,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DescribeRequest {}
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -2005,7 +2104,7 @@ pub struct DescribeResponse {
     pub vocabulary_size: u32,
     #[prost(uint32, tag = "4")]
     pub hidden_size: u32,
-    /// Present when the model can draw.
+    /// Present when the model can draw VQ codes.
     #[prost(message, optional, tag = "5")]
     pub code_grid: ::core::option::Option<CodeGrid>,
     /// Present when the model can see: positions that one picture takes.
@@ -2016,6 +2115,9 @@ pub struct DescribeResponse {
     pub default_sampling: ::core::option::Option<Sampling>,
     #[prost(message, optional, tag = "8")]
     pub default_image_sampling: ::core::option::Option<ImageSampling>,
+    /// Present when the model can draw by a flow.
+    #[prost(message, optional, tag = "9")]
+    pub latent_grid: ::core::option::Option<LatentGrid>,
 }
 /// Shape of the VQ code map.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2026,6 +2128,19 @@ pub struct CodeGrid {
     pub columns: u32,
     #[prost(uint32, tag = "3")]
     pub codebook_size: u32,
+}
+/// Shape of the latent map.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LatentGrid {
+    #[prost(uint32, tag = "1")]
+    pub channels: u32,
+    #[prost(uint32, tag = "2")]
+    pub rows: u32,
+    #[prost(uint32, tag = "3")]
+    pub columns: u32,
+    /// that it takes in a sequence, that of its time included
+    #[prost(uint32, tag = "4")]
+    pub positions: u32,
 }
 /// Generated client implementations.
 pub mod language_client {
@@ -2038,7 +2153,7 @@ pub mod language_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
-    /// The language backbone of one checkpoint: prompt in, tokens or image codes out.
+    /// The language backbone of one checkpoint: prompt in; tokens, image codes or the steps of a flow out.
     #[derive(Debug, Clone)]
     pub struct LanguageClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -2204,7 +2319,7 @@ pub mod language_server {
             tonic::Status,
         >;
     }
-    /// The language backbone of one checkpoint: prompt in, tokens or image codes out.
+    /// The language backbone of one checkpoint: prompt in; tokens, image codes or the steps of a flow out.
     #[derive(Debug)]
     pub struct LanguageServer<T> {
         inner: Arc<T>,
@@ -2412,7 +2527,7 @@ pub mod language_server {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct DecodeImageRequest {
-    /// row by row
+    /// row by row, for models that draw codes
     #[prost(uint32, repeated, tag = "1")]
     pub codes: ::prost::alloc::vec::Vec<u32>,
     #[prost(enumeration = "ImageFormat", tag = "2")]
@@ -2423,6 +2538,9 @@ pub struct DecodeImageRequest {
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
+    /// Instead of `codes`, for models that draw by a flow.
+    #[prost(message, optional, tag = "4")]
+    pub latent: ::core::option::Option<Latent>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DecodeImageResponse {
@@ -2446,7 +2564,7 @@ pub mod images_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
-    /// Image codes to pixels, for one checkpoint.
+    /// Image codes or latent maps to pixels, for one checkpoint.
     #[derive(Debug, Clone)]
     pub struct ImagesClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -2527,7 +2645,7 @@ pub mod images_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// Decode a code map. A shorter one is a preview: what is missing is painted grey.
+        /// Decode a code map or a latent map. A shorter code map is a preview: what is missing is painted grey.
         pub async fn decode(
             &mut self,
             request: impl tonic::IntoRequest<super::DecodeImageRequest>,
@@ -2564,7 +2682,7 @@ pub mod images_server {
     /// Generated trait containing gRPC methods that should be implemented for use with ImagesServer.
     #[async_trait]
     pub trait Images: std::marker::Send + std::marker::Sync + 'static {
-        /// Decode a code map. A shorter one is a preview: what is missing is painted grey.
+        /// Decode a code map or a latent map. A shorter code map is a preview: what is missing is painted grey.
         async fn decode(
             &self,
             request: tonic::Request<super::DecodeImageRequest>,
@@ -2573,7 +2691,7 @@ pub mod images_server {
             tonic::Status,
         >;
     }
-    /// Image codes to pixels, for one checkpoint.
+    /// Image codes or latent maps to pixels, for one checkpoint.
     #[derive(Debug)]
     pub struct ImagesServer<T> {
         inner: Arc<T>,

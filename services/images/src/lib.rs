@@ -1,4 +1,4 @@
-//! Image codes to picture files, as a service: one instance per model that can draw.
+//! Image codes and latent maps to picture files, as a service: one instance per model that can draw.
 //!
 //! | File | Holds |
 //! |---|---|
@@ -12,9 +12,11 @@ mod metrics;
 mod server;
 mod stage;
 
+use std::path::Path;
+
 use anyhow::Context;
 use mesh::{MAX_MESSAGE_BYTES, Routes, Target};
-use models::{OnnxOptions, VqDecoder};
+use models::{OnnxOptions, Painter};
 use process::{BadCheckpoint, Host, LoadedModel, Offer};
 use proto::v1::images_server::ImagesServer;
 
@@ -30,10 +32,11 @@ pub async fn start(host: &Host) -> anyhow::Result<Vec<Offer>> {
     let mut offers = Vec::new();
     for model in &host.models {
         let options = OnnxOptions { threads: config.threads };
-        let loading = model.clone();
-        let decoder = tokio::task::spawn_blocking(move || load(&loading, &options)).await.context("loading the image decoders")??;
-        if let Some(decoder) = decoder {
-            let stage = Stage::new(&model.name, decoder, places.clone());
+        let (loading, vae) = (model.clone(), host.config.vae(&model.name));
+        let painter =
+            tokio::task::spawn_blocking(move || load(&loading, vae.as_deref(), &options)).await.context("loading the image decoders")??;
+        if let Some(painter) = painter {
+            let stage = Stage::new(&model.name, painter, places.clone());
             offers.push(Offer { target: Target::new("images", &model.name), routes: routes(stage) });
         }
     }
@@ -48,6 +51,7 @@ pub fn routes(stage: Stage) -> Routes {
 }
 
 /// The decoder of a model; `None` for one that does not draw.
-fn load(model: &LoadedModel, options: &OnnxOptions) -> Result<Option<VqDecoder>, BadCheckpoint> {
-    models::load_vq(&model.checkpoint, options).map_err(|error| BadCheckpoint { model: model.name.clone(), reason: error.to_string() })
+fn load(model: &LoadedModel, vae: Option<&Path>, options: &OnnxOptions) -> Result<Option<Painter>, BadCheckpoint> {
+    let painter = models::load_painter(&model.checkpoint, vae, options);
+    painter.map_err(|error| BadCheckpoint { model: model.name.clone(), reason: error.to_string() })
 }

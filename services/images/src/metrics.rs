@@ -6,7 +6,7 @@ use metrics::{counter, histogram};
 
 /// Pictures asked for, by outcome: `finished`, `preview` (some codes missing), `refused`, `failed`.
 const IMAGES: &str = "janua_images_images_total";
-/// From codes to pixels.
+/// From codes or a latent map to pixels.
 const DECODE: &str = "janua_images_decode_duration_seconds";
 /// From pixels to a file.
 const WRITE: &str = "janua_images_write_duration_seconds";

@@ -19,9 +19,10 @@ impl Server {
 #[tonic::async_trait]
 impl Images for Server {
     async fn decode(&self, request: Request<v1::DecodeImageRequest>) -> Result<Response<v1::DecodeImageResponse>, Status> {
-        let v1::DecodeImageRequest { codes, format, metadata } = request.into_inner();
+        let v1::DecodeImageRequest { codes, format, metadata, latent } = request.into_inner();
         let format = wire::sampling::format("format", format).map_err(Error::from)?;
-        let picture = self.stage.decode(codes, format, metadata.into_iter().collect()).await?;
+        let drawing = wire::images::drawing(codes, latent.as_ref(), self.stage.canvas());
+        let picture = self.stage.decode(drawing.map_err(Error::from)?, format, metadata.into_iter().collect()).await?;
         Ok(Response::new(v1::DecodeImageResponse {
             data: picture.data,
             media_type: picture.media_type.to_owned(),

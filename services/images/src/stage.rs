@@ -3,8 +3,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use domain::{CodeGrid, ImageFormat, Invalid};
-use models::VqDecoder;
+use domain::{Canvas, CodeGrid, Drawing, ImageFormat, Invalid};
+use models::Painter;
 use pixels::Rgb;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -57,19 +57,27 @@ impl Places {
 #[derive(Clone)]
 pub struct Stage {
     model: Arc<str>,
-    decoder: Arc<VqDecoder>,
+    painter: Arc<Painter>,
     places: Places,
 }
 
 impl Stage {
-    pub fn new(model: &str, decoder: VqDecoder, places: Places) -> Self {
-        Self { model: model.into(), decoder: Arc::new(decoder), places }
+    pub fn new(model: &str, painter: Painter, places: Places) -> Self {
+        Self { model: model.into(), painter: Arc::new(painter), places }
     }
 
-    /// Paints a code map, row by row, and writes it with its metadata. Of a map that ends early, the rest is gray.
-    pub async fn decode(&self, codes: Vec<u32>, format: ImageFormat, metadata: BTreeMap<String, String>) -> Result<Picture, Error> {
-        let whole = codes.len() == self.decoder.grid().len();
-        let result = self.paint(codes, format, metadata).await;
+    /// What drawings are made of here.
+    pub fn canvas(&self) -> Canvas {
+        self.painter.canvas()
+    }
+
+    /// Paints a drawing that fits the canvas, and writes it with its metadata. Of a code map that ends early, the rest is gray.
+    pub async fn decode(&self, drawing: Drawing, format: ImageFormat, metadata: BTreeMap<String, String>) -> Result<Picture, Error> {
+        let whole = match (&drawing, self.canvas()) {
+            (Drawing::Codes(codes), Canvas::Codes(grid)) => codes.len() == grid.len(),
+            _ => true,
+        };
+        let result = self.paint(drawing, format, metadata).await;
         let outcome = match &result {
             Ok(_) if whole => "finished",
             Ok(_) => "preview",
@@ -80,41 +88,48 @@ impl Stage {
         result
     }
 
-    async fn paint(&self, codes: Vec<u32>, format: ImageFormat, metadata: BTreeMap<String, String>) -> Result<Picture, Error> {
-        wire::images::codes(&codes, self.decoder.grid())?;
+    async fn paint(&self, drawing: Drawing, format: ImageFormat, metadata: BTreeMap<String, String>) -> Result<Picture, Error> {
         let bytes: usize = metadata.iter().map(|(key, value)| key.len() + value.len()).sum();
         if bytes > MAX_METADATA_BYTES {
             return Err(Invalid::new("metadata", format!("{bytes} bytes, at most {MAX_METADATA_BYTES} are taken")).into());
         }
         let places = self.places.take().await?;
-        let (model, decoder, span) = (self.model.clone(), self.decoder.clone(), tracing::Span::current());
+        let (model, painter, span) = (self.model.clone(), self.painter.clone(), tracing::Span::current());
         let work = move || {
             let _places = places; // kept until the work is done, even if nobody waits for it any more
-            span.in_scope(|| draw(&model, &decoder, codes, format, &metadata))
+            span.in_scope(|| draw(&model, &painter, drawing, format, &metadata))
         };
         tokio::task::spawn_blocking(work).await.map_err(|error| Error::Compute(format!("the decoder stopped: {error}")))?
     }
 }
 
-/// 1. codes to pixels; 2. gray over what is missing; 3. pixels to a file.
+/// 1. drawing to pixels; 2. gray over what is missing; 3. pixels to a file.
 fn draw(
     model: &str,
-    decoder: &VqDecoder,
-    mut codes: Vec<u32>,
+    painter: &Painter,
+    mut drawing: Drawing,
     format: ImageFormat,
     metadata: &BTreeMap<String, String>,
 ) -> Result<Picture, Error> {
     let start = Instant::now();
-    let (grid, known) = (decoder.grid(), codes.len());
-    codes.resize(grid.len(), 0); // some code: what comes of it is painted over
-    let values = decoder.decode(&codes).map_err(|error| Error::Compute(error.to_string()))?; // [3, height, width]
-    let (width, height) = decoder.image_size();
+    let known = match (&mut drawing, painter.canvas()) {
+        (Drawing::Codes(codes), Canvas::Codes(grid)) => {
+            let known = codes.len();
+            codes.resize(grid.len(), 0); // some code: what comes of it is painted over
+            Some((grid, known))
+        }
+        _ => None,
+    };
+    let values = painter.paint(&drawing).map_err(|error| Error::Compute(error.to_string()))?; // [3, height, width]
+    let (width, height) = painter.image_size();
     let mut image = Rgb { width: width as u32, height: height as u32, data: models::pixels_to_rgb(&values) };
-    cover(&mut image, grid, known);
+    if let Some((grid, known)) = known {
+        cover(&mut image, grid, known);
+    }
     let decoded = start.elapsed();
     let data = pixels::encode(&image, format, metadata).map_err(|error| Error::Compute(error.to_string()))?;
     metrics::painted(model, decoded, start.elapsed() - decoded);
-    tracing::debug!(model, codes = known, bytes = data.len(), "painted");
+    tracing::debug!(model, bytes = data.len(), "painted");
     Ok(Picture { data: data.into(), media_type: pixels::media_type(format), width: image.width, height: image.height })
 }
 

@@ -34,14 +34,21 @@ struct Service {
 
 /// The service of the Janus fixture with these settings.
 async fn serve(settings: &[(&str, &str)]) -> Service {
+    serve_model("janus", settings).await
+}
+
+async fn serve_model(model: &str, settings: &[(&str, &str)]) -> Service {
     let settings: Vec<_> = settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
     let config = Config::resolve(None, [], &settings).unwrap();
     let open = |name: &str| LoadedModel { name: name.to_owned(), checkpoint: Arc::new(Checkpoint::open(&fixture(name)).unwrap()) };
-    let host = Host::new(config, Mesh::in_process(), vec![open("llama"), open("janus")], Arc::new(Silent));
+    let host = Host::new(config, Mesh::in_process(), vec![open("llama"), open("janus"), open("janusflow")], Arc::new(Silent));
     let offers = images::start(&host).await.unwrap();
-    assert_eq!(offers.iter().map(|offer| offer.target.clone()).collect::<Vec<_>>(), [Target::new("images", "janus")]);
+    assert_eq!(
+        offers.iter().map(|offer| offer.target.clone()).collect::<Vec<_>>(),
+        ["janus", "janusflow"].map(|model| Target::new("images", model))
+    );
     let served = process::serve(&host.mesh, &Doors::default(), offers).await.unwrap();
-    let client = ImagesClient::new(host.mesh.channel(&Target::new("images", "janus")));
+    let client = ImagesClient::new(host.mesh.channel(&Target::new("images", model)));
     Service { client: client.max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES), _served: served }
 }
 
@@ -105,8 +112,12 @@ async fn a_shorter_map_is_a_preview() {
 async fn metadata_is_written_into_the_file() {
     let (service, (codes, _)) = (serve(&[]).await, golden());
     let metadata: HashMap<String, String> = [("prompt", "eine rote Laterne 灯"), ("seed", "7")].map(|(k, v)| (k.into(), v.into())).into();
-    let request =
-        |format: v1::ImageFormat| v1::DecodeImageRequest { codes: codes.clone(), format: format.into(), metadata: metadata.clone() };
+    let request = |format: v1::ImageFormat| v1::DecodeImageRequest {
+        codes: codes.clone(),
+        format: format.into(),
+        metadata: metadata.clone(),
+        ..Default::default()
+    };
     let file = service.decode(request(v1::ImageFormat::Png)).await.unwrap().data;
     let mut reader = png::Decoder::new(Cursor::new(&file)).read_info().unwrap();
     reader.finish().unwrap();
@@ -135,6 +146,42 @@ async fn bad_requests_are_refused_by_name() {
         assert_eq!(status.get_details_bad_request().unwrap().field_violations[0].field, field);
     }
     service.decode(good).await.unwrap();
+}
+
+/// The last map of the reference flow, and its picture (8-bit, `[height, width, 3]`).
+fn golden_flow() -> (v1::Latent, Vec<u8>) {
+    let file = fs::read(fixture("janusflow").join("golden.safetensors")).unwrap();
+    let golden = SafeTensors::deserialize(&file).unwrap();
+    let maps = golden.tensor("gen.z_trajectory").unwrap().data().to_vec();
+    let data = maps[maps.len() - 4 * 12 * 12 * 4..].to_vec().into();
+    (v1::Latent { channels: 4, rows: 12, columns: 12, data }, golden.tensor("vae.pixels_u8").unwrap().data().to_vec())
+}
+
+#[tokio::test]
+async fn a_latent_map_becomes_the_reference_picture() {
+    let (service, (latent, expected)) = (serve_model("janusflow", &[]).await, golden_flow());
+    let good = v1::DecodeImageRequest { latent: Some(latent.clone()), ..Default::default() };
+    let answer = service.decode(good.clone()).await.unwrap();
+    assert_eq!((answer.media_type.as_str(), answer.width, answer.height), ("image/png", 24, 24));
+    let picture = pixels::decode(&answer.data, &Limits::default()).unwrap();
+    assert!(picture.data.iter().zip(&expected).all(|(a, b)| a.abs_diff(*b) <= 1));
+    let different = picture.data.iter().zip(&expected).filter(|(a, b)| a != b).count();
+    assert!(different <= 10, "{different} of {} levels differ", expected.len());
+    for (request, message) in [
+        (v1::DecodeImageRequest { latent: None, ..good.clone() }, "latent: a latent map is needed"),
+        (v1::DecodeImageRequest { codes: vec![1], ..good.clone() }, "codes: the model's images are made of a latent map"),
+        (
+            v1::DecodeImageRequest { latent: Some(v1::Latent { rows: 6, columns: 24, ..latent.clone() }), ..good.clone() },
+            "latent: 4 x 6 x 24 values, the image has 4 x 12 x 12",
+        ),
+        (
+            v1::DecodeImageRequest { latent: Some(v1::Latent { rows: 6, ..latent }), ..good },
+            "latent.data: 2304 bytes cannot be 4 x 6 x 12 float32 values",
+        ),
+    ] {
+        let status = service.decode(request).await.unwrap_err();
+        assert_eq!((status.code(), status.message()), (Code::InvalidArgument, message));
+    }
 }
 
 #[tokio::test]

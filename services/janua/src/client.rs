@@ -25,6 +25,9 @@ pub struct ServerFlags {
     /// Load the checkpoint in this folder and answer in this process, without a server
     #[arg(long, value_name = "DIR")]
     pub model_dir: Option<PathBuf>,
+    /// The VAE folder of that checkpoint, for a model that draws by a flow, when it is not the folder vae in it
+    #[arg(long, value_name = "DIR", requires = "model_dir")]
+    pub vae: Option<PathBuf>,
     /// Name of the model; may be left out when one model is served
     #[arg(long, short, value_name = "NAME", default_value = "", hide_default_value = true)]
     pub model: String,
@@ -53,7 +56,11 @@ impl Door {
             None => None,
         };
         let local = match &flags.model_dir {
-            Some(dir) => Some(Local::start(LocalOptions::embedded(vec![(model_name(dir)?, dir.clone())])?).await?),
+            Some(dir) => {
+                let mut options = LocalOptions::embedded(vec![(model_name(dir)?, dir.clone())])?;
+                options.set_vae(flags.vae.as_deref())?;
+                Some(Local::start(options).await?)
+            }
             None => None,
         };
         let address = local.as_ref().map_or_else(|| flags.server.clone(), Local::address);

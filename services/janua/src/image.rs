@@ -7,7 +7,7 @@ use proto::v1::generate_response::Event;
 use serde_json::Value;
 
 use crate::client::{Door, Events, ServerFlags};
-use crate::request::{self, PictureFormat};
+use crate::request::{self, FlowSolver, PictureFormat};
 use crate::terminal::{self, BOLD, DIM, paint};
 use crate::{Failure, events};
 
@@ -16,7 +16,8 @@ use crate::{Failure, events};
 #[command(after_help = "Examples:
   janua image --out lantern.png \"a red lantern by the quiet river\"
   janua image --n 4 --seed 7 --out cats.webp \"four cats\"          (saves cats-0.webp to cats-3.webp)
-  janua image --preview-every 48 --out slow.png \"a slow painting\" (saves slow-preview.png while it draws)")]
+  janua image --preview-every 48 --out slow.png \"a slow painting\" (saves slow-preview.png while it draws)
+  janua image --steps 50 --solver heun --out flow.png \"a harbor\"  (models that draw by a flow: JanusFlow)")]
 pub struct Image {
     /// What to draw
     pub prompt: String,
@@ -29,13 +30,19 @@ pub struct Image {
     /// Strength of classifier-free guidance
     #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
     pub guidance: Option<f32>,
-    /// 0 always takes the likeliest code
+    /// 0 always takes the likeliest code (models that draw codes: Janus)
     #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
     pub temperature: Option<f32>,
+    /// Steps from noise to picture, 1 to 1000 (models that draw by a flow: JanusFlow)
+    #[arg(long, value_name = "COUNT")]
+    pub steps: Option<u32>,
+    /// How a step is taken (models that draw by a flow)
+    #[arg(long, value_enum)]
+    pub solver: Option<FlowSolver>,
     /// The same seed and request give the same picture
     #[arg(long, value_name = "NUMBER")]
     pub seed: Option<u64>,
-    /// Save an unfinished picture after every so many codes
+    /// Save an unfinished picture after every so many codes or steps
     #[arg(long, value_name = "COUNT")]
     pub preview_every: Option<u32>,
     /// Encoding; taken from the name of the file when left out
@@ -64,6 +71,8 @@ pub async fn run(flags: Image) -> Result<(), Failure> {
         n: flags.n,
         preview_every: flags.preview_every,
         format: format.message().into(),
+        steps: flags.steps,
+        solver: flags.solver.map_or(v1::FlowSolver::Unspecified, FlowSolver::message).into(),
     };
     let mut stream = door.generate(input, v1::OutputKind::Image, None, Some(sampling)).await?;
     let files = Files { out: flags.out.clone(), several: flags.n.unwrap_or(1) > 1, extension: format.extension() };
@@ -75,7 +84,7 @@ pub async fn run(flags: Image) -> Result<(), Failure> {
 /// Draws the bar and saves what arrives.
 pub async fn receive(stream: &mut Events, files: &Files, json: bool) -> Result<(), Failure> {
     let mut bar: Option<ProgressBar> = None;
-    let mut done = std::collections::BTreeMap::new(); // picture -> codes
+    let mut done = std::collections::BTreeMap::new(); // picture -> codes or steps
     while let Some(event) = stream.next().await? {
         let mut value = events::to_json(&event);
         match &event {

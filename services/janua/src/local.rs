@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use crate::Failure;
 
 /// The services behind the router, in the order in which they start: what is refused soonest first.
-const STAGES: [&str; 4] = ["tokenizer", "vision", "images", "language"];
+const STAGES: [&str; 4] = ["tokenizer", "images", "vision", "language"];
 
 /// What to start.
 pub struct LocalOptions {
@@ -43,6 +43,13 @@ impl LocalOptions {
             config.add_model(&format!("{name}={}", path.display())).map_err(|error| Failure::usage(error.to_string()))?;
         }
         Ok(Self { config, listen: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))), progress: bars(), trace_context: true })
+    }
+
+    /// Names the VAE folder of the only model.
+    pub fn set_vae(&mut self, vae: Option<&Path>) -> Result<(), Failure> {
+        let Some(vae) = vae else { return Ok(()) };
+        let model = self.config.models().pop().map(|model| model.name).unwrap_or_default();
+        self.config.add_vae(&format!("{model}={}", vae.display())).map_err(|error| Failure::usage(error.to_string()))
     }
 
     /// Without progress on stderr.

@@ -64,6 +64,28 @@ impl SamplingFlags {
     }
 }
 
+/// How a step of a flow is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum FlowSolver {
+    /// First order: one evaluation a step
+    Euler,
+    /// Second order: two evaluations a step, at its ends
+    Heun,
+    /// Second order: two evaluations a step, the second in its middle
+    Midpoint,
+}
+
+impl FlowSolver {
+    /// The enum value for the wire.
+    pub fn message(self) -> v1::FlowSolver {
+        match self {
+            Self::Euler => v1::FlowSolver::Euler,
+            Self::Heun => v1::FlowSolver::Heun,
+            Self::Midpoint => v1::FlowSolver::Midpoint,
+        }
+    }
+}
+
 /// Encoding of a picture file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum PictureFormat {

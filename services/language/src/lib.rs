@@ -1,4 +1,4 @@
-//! The language backbone as a service: one instance per model, prompt in, tokens or image codes out.
+//! The language backbone as a service: one instance per model, prompt in; tokens, image codes or the steps of a flow out.
 //!
 //! | File | Holds |
 //! |---|---|

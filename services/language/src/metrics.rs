@@ -15,7 +15,7 @@ const DECODE: &str = "janua_language_decode_duration_seconds";
 const PROMPT_TOKENS: &str = "janua_language_prompt_tokens_total";
 /// Prompt positions found in the prefix cache.
 const CACHED_TOKENS: &str = "janua_language_cached_tokens_total";
-/// Tokens and image codes drawn.
+/// Tokens and image codes drawn, and steps of flows taken.
 const OUTPUT_TOKENS: &str = "janua_language_output_tokens_total";
 /// Jobs that hold blocks; that wait for some; whose reader is behind.
 const JOBS: [&str; 3] = ["janua_language_running_jobs", "janua_language_waiting_jobs", "janua_language_paused_jobs"];

@@ -104,7 +104,7 @@ impl Record {
                 self.first_output = Some(Instant::now());
                 self.phase = tracing::info_span!(parent: &self.span, "language.decode");
             }
-            Event::Output { .. } => self.summary.output_tokens += 1,
+            Event::Output { .. } | Event::Flow { .. } => self.summary.output_tokens += 1,
             Event::Finished(reason) => {
                 self.summary.outcome = match reason {
                     FinishReason::Stop => "stop",
@@ -134,15 +134,19 @@ impl Drop for Record {
 }
 
 fn span(model: &str, job: &Job) -> Span {
+    let resumed = match &job.mode {
+        Mode::Flow { from, .. } => from.as_ref().map_or(0, |state| state.done as usize),
+        Mode::Text { .. } | Mode::Image { .. } => job.emitted.len(),
+    };
     let output = match job.mode {
         Mode::Text { .. } => "text",
-        Mode::Image { .. } => "image",
+        Mode::Image { .. } | Mode::Flow { .. } => "image",
     };
     tracing::info_span!(
         "language.generate",
         janua.model = model,
         janua.output = output,
-        janua.resumed_tokens = job.emitted.len(),
+        janua.resumed_tokens = resumed,
         janua.prompt_tokens = field::Empty,
         janua.cached_tokens = field::Empty,
         janua.output_tokens = field::Empty,

@@ -6,14 +6,14 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
-use domain::{Embeddings, Event, FinishReason, Mode, Prompt, Segment};
+use domain::{Embeddings, Event, FinishReason, FlowState, Mode, Prompt, Segment};
 use futures::StreamExt;
 use futures::future::join_all;
 use mesh::{Mesh, Target};
 use process::{Host, LoadedModel, Silent};
 use proto::v1;
 use sched::EngineConfig;
-use support::{PATIENCE, client, drawing, endless, greedy, ids, llama, open, puppet, question, serve, serve_model, until};
+use support::{PATIENCE, client, drawing, endless, flow, greedy, ids, llama, maps, open, puppet, question, serve, serve_model, until};
 use tonic::{Code, Request};
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
@@ -41,6 +41,30 @@ async fn janus_answers_and_draws_in_company() {
     for (actual, (_, expected)) in all.iter().zip(&cases) {
         assert_eq!(actual, expected);
     }
+    service.wait_until_idle().await;
+}
+
+#[tokio::test]
+async fn janusflow_goes_from_noise_to_a_map() {
+    let (service, expected) = (serve("janusflow").await, maps());
+    let from = |done: usize| Some(FlowState { done: done as u32, z: expected[done].clone() });
+    for begun in [0, 3, 4] {
+        let events = service.messages(&flow(4, from(begun))).await.unwrap().concat();
+        assert!(matches!(events.first(), Some(Event::Prefilled { prompt_tokens: 17, .. })), "{events:?}");
+        assert_eq!(events.last(), Some(&Event::Finished(FinishReason::Stop)));
+        let steps = &events[1..events.len() - 1];
+        assert_eq!(steps.len(), 4 - begun);
+        for (event, done) in steps.iter().zip(begun + 1..) {
+            let Event::Flow { state, total: 4, estimate } = event else { panic!("{event:?}") };
+            assert_eq!((state.done as usize, estimate.is_some()), (done, done == 2), "an estimate in the middle, none at the end");
+            let worst = state.z.values.iter().zip(&*expected[done].values).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(worst <= 1e-4, "step {done} is off by {worst:e}");
+        }
+    }
+    let mut stream = service.open(&flow(1000, None)).await.unwrap();
+    assert!(stream.next().await.unwrap().is_ok());
+    drop(stream);
+    until("the engine has noticed", || service.engine.stats().cancelled == 1).await;
     service.wait_until_idle().await;
 }
 
@@ -91,7 +115,7 @@ async fn a_deadline_ends_the_work_even_when_nobody_reads() {
 
 #[tokio::test]
 async fn bad_requests_name_the_field() {
-    let (texts, janus) = (serve("llama").await, serve("janus").await);
+    let (texts, janus, flows) = (serve("llama").await, serve("janus").await, serve("janusflow").await);
     let job = llama(0).0;
     let of = wire::language::to_request;
     let sampled = |change: &dyn Fn(&mut v1::Sampling)| {
@@ -114,6 +138,11 @@ async fn bad_requests_name_the_field() {
         (&texts, v1::LanguageRequest { emitted: vec![496], ..of(&job) }, "emitted"),
         (&texts, of(&drawing().0), "image"),
         (&janus, of(&uneven), "image.unconditional"),
+        (&janus, of(&flow(4, None)), "flow"),
+        (&flows, of(&drawing().0), "image"),
+        (&flows, of(&flow(0, None)), "image.steps"),
+        (&flows, of(&flow(2, Some(FlowState { done: 3, z: maps()[3].clone() }))), "flow.from.done"),
+        (&flows, v1::LanguageRequest { emitted: vec![1], ..of(&flow(2, None)) }, "emitted"),
     ];
     for (service, request, field) in rows {
         let status = service.client.clone().generate(request).await.map(|_| ()).expect_err(field);
@@ -125,7 +154,7 @@ async fn bad_requests_name_the_field() {
 
 #[tokio::test]
 async fn the_process_offers_every_model_and_describes_it() {
-    let models = ["llama", "janus"].map(|name| LoadedModel { name: name.to_owned(), checkpoint: open(name) });
+    let models = ["llama", "janus", "janusflow"].map(|name| LoadedModel { name: name.to_owned(), checkpoint: open(name) });
     let host = host(&[("threads", "1"), ("kv_cache_bytes", "100000000")], models.to_vec());
     let offers = language::start(&host).await.unwrap();
     let served = process::serve(&host.mesh, &host.doors, offers).await.unwrap();
@@ -133,7 +162,7 @@ async fn the_process_offers_every_model_and_describes_it() {
         let mut client = client(&host.mesh.channel(&Target::new("language", &model.name)));
         let card = wire::model::card(client.describe(v1::DescribeRequest {}).await.unwrap().into_inner()).unwrap();
         assert_eq!(card, models::card(&model.checkpoint).unwrap());
-        assert_eq!(card.code_grid.is_some(), model.name == "janus");
+        assert_eq!((card.code_grid().is_some(), card.latent_grid().is_some()), (model.name == "janus", model.name == "janusflow"));
     }
     served.drain(PATIENCE).await;
 }

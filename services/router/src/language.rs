@@ -4,6 +4,7 @@ use std::task::Poll;
 use domain::FinishReason;
 use futures::{StreamExt, poll};
 use proto::v1;
+use proto::v1::language_request::Mode;
 use proto::v1::language_response::Event;
 use tonic::{Status, Streaming};
 
@@ -19,7 +20,7 @@ const MAX_BATCH: usize = 64;
 pub(crate) struct Outputs<'a> {
     model: &'a Model,
     calls: Calls,
-    /// `emitted` holds every output received so far.
+    /// `emitted` holds every output received so far; of a flow, `from` holds the state after the last step.
     request: v1::LanguageRequest,
     ending: Ending,
     stream: Option<Pin<Box<Streaming<v1::LanguageResponse>>>>,
@@ -46,8 +47,16 @@ pub(crate) struct Batch {
     pub(crate) ids: Vec<u32>,
     /// One per id, or none.
     pub(crate) logprobs: Vec<v1::TokenLogprobs>,
+    /// Steps of a flow.
+    pub(crate) steps: Vec<v1::FlowStep>,
     /// Set in the last batch.
     pub(crate) finished: Option<FinishReason>,
+}
+
+impl Batch {
+    fn len(&self) -> usize {
+        self.ids.len() + self.steps.len()
+    }
 }
 
 impl<'a> Outputs<'a> {
@@ -64,13 +73,13 @@ impl<'a> Outputs<'a> {
     /// Waits for the next outputs and takes all that are ready. Only a batch that finishes may be empty.
     pub(crate) async fn next(&mut self) -> Result<Batch, Error> {
         let mut batch = Batch::default();
-        while batch.ids.is_empty() && batch.finished.is_none() {
+        while batch.len() == 0 && batch.finished.is_none() {
             match self.wait().await? {
                 Some(message) => self.take(message, &mut batch)?,
                 None => batch.finished = self.ended(),
             }
         }
-        while batch.finished.is_none() && batch.ids.len() < MAX_BATCH {
+        while batch.finished.is_none() && batch.len() < MAX_BATCH {
             let Some(stream) = &mut self.stream else { break };
             match poll!(stream.next()) {
                 Poll::Ready(Some(Ok(message))) => self.take(message, &mut batch)?,
@@ -113,8 +122,8 @@ impl<'a> Outputs<'a> {
     }
 
     async fn open(&mut self) -> Result<(), Status> {
-        if !self.request.emitted.is_empty() {
-            tracing::info!(emitted = self.request.emitted.len(), "carrying the sequence over to another instance");
+        if self.made() > 0 {
+            tracing::info!(emitted = self.made(), "carrying the sequence over to another instance");
         }
         let response = self.model.language.clone().generate(self.calls.request(self.request.clone())).await?;
         self.stream = Some(Box::pin(response.into_inner()));
@@ -142,6 +151,14 @@ impl<'a> Outputs<'a> {
                     batch.logprobs.extend(outputs.logprobs);
                 }
             }
+            Some(Event::Flow(step)) => {
+                let Some(Mode::Flow(mode)) = &mut self.request.mode else {
+                    return Err(Error::contract(LANGUAGE, "a step of a flow where none was asked for"));
+                };
+                self.failures = 0;
+                mode.from = step.state.clone();
+                batch.steps.push(step);
+            }
             Some(Event::Finished(reason)) => {
                 batch.finished = Some(wire::language::finish_reason(reason).map_err(|invalid| Error::contract(LANGUAGE, invalid))?);
             }
@@ -155,10 +172,18 @@ impl<'a> Outputs<'a> {
         let emitted = &self.request.emitted;
         if emitted.last().is_some_and(|last| self.ending.eos_token_ids.contains(last)) {
             Some(FinishReason::Stop)
-        } else if emitted.len() >= self.ending.max_outputs {
+        } else if self.made() >= self.ending.max_outputs {
             Some(self.ending.at_max)
         } else {
             None
+        }
+    }
+
+    /// Outputs so far, or steps of a flow.
+    fn made(&self) -> usize {
+        match &self.request.mode {
+            Some(Mode::Flow(mode)) => mode.from.as_ref().map_or(0, |state| state.done as usize),
+            _ => self.request.emitted.len(),
         }
     }
 }

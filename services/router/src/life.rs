@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 
 use bytes::Bytes;
-use domain::{Invalid, ModelCard, OutputKind};
+use domain::{Canvas, Invalid, ModelCard, OutputKind};
 use futures::stream::{self, FuturesUnordered, StreamExt, TryStreamExt};
 use proto::v1;
 use proto::v1::generate_response::Event;
@@ -130,7 +130,12 @@ pub(crate) struct Joined {
 fn join(call: &Call, prepared: Prepared, pictures: &[v1::Embeddings]) -> Result<Joined, Error> {
     let (segments, positions, image_positions) = joined(prepared.segments, pictures, call.card.hidden_size)?;
     let (unconditional, pair, _) = joined(prepared.unconditional, &[], call.card.hidden_size)?;
-    if call.request.output() == OutputKind::Image && pair != positions {
+    let pair_fits = match (call.request.output(), call.card.canvas) {
+        (OutputKind::Image, Some(Canvas::Latent(_))) => (1..=positions).contains(&pair),
+        (OutputKind::Image, _) => pair == positions,
+        (OutputKind::Text, _) => true,
+    };
+    if !pair_fits {
         return Err(Error::contract(TOKENIZER, format!("a guidance pair of {pair} positions for a prompt of {positions}")));
     }
     if positions == 0 {
@@ -138,7 +143,11 @@ fn join(call: &Call, prepared: Prepared, pictures: &[v1::Embeddings]) -> Result<
     }
     let output = match call.request.output() {
         OutputKind::Text => 1,
-        OutputKind::Image => call.card.code_grid.map_or(0, |grid| grid.len()),
+        OutputKind::Image => match call.card.canvas {
+            Some(Canvas::Codes(grid)) => grid.len(),
+            Some(Canvas::Latent(grid)) => grid.positions,
+            None => 0,
+        },
     };
     let context = call.card.context_length;
     if positions.saturating_add(output) > context {

@@ -17,7 +17,7 @@ const DURATION: &str = "janua_router_request_duration_seconds";
 const FIRST_OUTPUT: &str = "janua_router_time_to_first_output_seconds";
 /// Prompt positions, pictures included.
 const PROMPT_TOKENS: &str = "janua_router_prompt_tokens_total";
-/// Text tokens and image codes sent to clients.
+/// Text tokens, image codes and steps of flows made for clients.
 const OUTPUT_TOKENS: &str = "janua_router_output_tokens_total";
 /// Calls that were tried again, by stage.
 const RETRIES: &str = "janua_router_retries_total";

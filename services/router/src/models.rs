@@ -68,14 +68,14 @@ impl Models {
             context_length: card.as_ref().map_or(0, |card| card.context_length as u32),
             text_output: true,
             image_input: card.as_ref().is_some_and(|card| card.tokens_per_image.is_some()),
-            image_output: card.as_ref().is_some_and(|card| card.code_grid.is_some()),
+            image_output: card.as_ref().is_some_and(|card| card.canvas.is_some()),
             ready,
         }
     }
 
     async fn ready(&self, model: &Model, card: &ModelCard) -> bool {
         let needed =
-            [("language", true), ("tokenizer", true), ("vision", card.tokens_per_image.is_some()), ("images", card.code_grid.is_some())];
+            [("language", true), ("tokenizer", true), ("vision", card.tokens_per_image.is_some()), ("images", card.canvas.is_some())];
         for (service, _) in needed.iter().filter(|(_, needed)| *needed) {
             if !self.mesh.is_served(&Target::new(*service, &model.name)).await {
                 return false;

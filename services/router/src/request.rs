@@ -38,10 +38,13 @@ impl Request {
                 let text = wire::sampling::text(message.sampling, &card.default_sampling)?;
                 Task::Text(text)
             }
-            OutputKind::Image if card.code_grid.is_none() => return Err(Invalid::new("output", "the model draws no images")),
-            OutputKind::Image => match paths.first() {
-                Some(path) => return Err(Invalid::new(path, "a prompt for an image is text alone")),
-                None => Task::Image(wire::sampling::image(message.image, &card.default_image_sampling)?),
+            OutputKind::Image => match (paths.first(), card.canvas) {
+                (_, None) => return Err(Invalid::new("output", "the model draws no images")),
+                (Some(path), _) => return Err(Invalid::new(path, "a prompt for an image is text alone")),
+                (None, Some(canvas)) => {
+                    message.image.iter().try_for_each(|image| wire::sampling::suits(image, canvas))?;
+                    Task::Image(wire::sampling::image(message.image, &card.default_image_sampling)?)
+                }
             },
         };
         let given = match &task {

@@ -67,6 +67,9 @@ async fn each_refusal_names_its_field() {
         (drawn(|i| i.temperature = Some(-1.0)), "image.temperature: "),
         (drawn(|i| i.n = Some(99)), "image.n: "),
         (drawn(|i| i.format = 9), "image.format: "),
+        (drawn(|i| i.steps = Some(0)), "image.steps: "),
+        (drawn(|i| i.steps = Some(30)), "image.steps: this model draws code by code"),
+        (drawn(|i| i.solver = 1), "image.solver: this model draws code by code"),
         (v1::GenerateRequest { output: 9, ..chat(vec![text_part("x")], 3) }, "output: "),
         (
             v1::GenerateRequest { output: v1::OutputKind::Image.into(), ..chat(vec![image_part(b"a")], 3) },
@@ -90,7 +93,7 @@ async fn a_model_that_neither_sees_nor_draws() {
     {
         let mut card = script.card.lock().unwrap();
         card.tokens_per_image = None;
-        card.code_grid = None;
+        card.canvas = None;
     }
     let bench = Bench::new(script.clone()).await;
     for (request, expected) in [

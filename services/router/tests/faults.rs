@@ -66,6 +66,32 @@ async fn an_image_goes_on_at_another_instance() {
 }
 
 #[tokio::test]
+async fn a_flow_goes_on_at_another_instance() {
+    let bench = Bench::new(Script::new()).await;
+    bench.script.card.lock().unwrap().canvas = Some(FLOW);
+    *bench.script.language_faults.lock().unwrap() = [fault(5, Code::Unavailable), fault(0, Code::Unavailable), fault(7, None)].into();
+    let image = v1::ImageSampling { seed: Some(0), steps: Some(12), ..v1::ImageSampling::default() };
+    let events = bench.ask(draw("x", image)).await.unwrap();
+    let data = events.iter().find_map(|event| match event {
+        Event::Image(image) => Some(image.data.clone()),
+        _ => None,
+    });
+    assert_eq!(data.unwrap(), map(0, 12).data);
+    let begun: Vec<Option<u32>> = bench
+        .script
+        .language_requests
+        .lock()
+        .unwrap()
+        .iter()
+        .map(|request| match &request.mode {
+            Some(v1::language_request::Mode::Flow(mode)) => mode.from.as_ref().map(|state| state.done),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(begun, [None, Some(5), Some(5)], "after the last step there is nothing to carry over");
+}
+
+#[tokio::test]
 async fn an_end_of_sentence_is_not_asked_for_twice() {
     let bench = Bench::new(Script::new()).await;
     *bench.script.eos_at.lock().unwrap() = Some(4);

@@ -5,7 +5,7 @@ mod fakes;
 
 use std::sync::atomic::Ordering;
 
-use domain::CodeGrid;
+use domain::{Canvas, CodeGrid};
 use fakes::*;
 use proto::v1;
 use proto::v1::generate_response::Event;
@@ -178,9 +178,57 @@ async fn an_image_answer_from_start_to_end() {
 }
 
 #[tokio::test]
+async fn a_flow_looks_like_codes_from_outside() {
+    let bench = Bench::new(Script::new()).await;
+    bench.script.card.lock().unwrap().canvas = Some(FLOW);
+    let image =
+        v1::ImageSampling { seed: Some(5), n: Some(2), guidance: Some(3.5), steps: Some(7), solver: 2, ..v1::ImageSampling::default() };
+    let events = bench.ask(draw("a hut", image)).await.unwrap();
+    for image in 0..2 {
+        let progress = events.iter().filter_map(|event| match event {
+            Event::ImageProgress(p) if p.image == image => Some((p.done, p.total)),
+            _ => None,
+        });
+        assert_eq!(progress.collect::<Vec<_>>(), (1..=7).map(|done| (done, 7)).collect::<Vec<_>>());
+        let finished = events.iter().find_map(|event| match event {
+            Event::Image(finished) if finished.image == image => Some(finished.clone()),
+            _ => None,
+        });
+        let (finished, seed) = (finished.unwrap(), 5 + u64::from(image));
+        assert_eq!((finished.data, finished.codes, finished.seed), (map(seed, 7).data, Vec::new(), seed));
+    }
+    assert_eq!(usage_of(&events), v1::Usage { prompt_tokens: 5, image_tokens: 0, output_tokens: 14, cached_tokens: 1 });
+    let decoded = bench.script.decode_requests.lock().unwrap();
+    let notes = &decoded.iter().find(|request| request.metadata["seed"] == "5").unwrap().metadata;
+    for (key, value) in [("prompt", "a hut"), ("model", "tiny"), ("guidance", "3.5"), ("steps", "7"), ("solver", "heun")] {
+        assert_eq!(notes[key], value);
+    }
+    assert!(!notes.contains_key("temperature"));
+    let asked = &bench.script.language_requests.lock().unwrap()[0];
+    let Some(v1::language_request::Mode::Flow(mode)) = &asked.mode else { panic!("{asked:?}") };
+    assert_eq!((mode.estimate_every, mode.from.is_none()), (0, true));
+}
+
+#[tokio::test]
+async fn previews_of_a_flow_show_where_it_leads() {
+    let bench = Bench::new(Script::new()).await;
+    bench.script.card.lock().unwrap().canvas = Some(FLOW);
+    bench.script.steps.forget_permits(Semaphore::MAX_PERMITS);
+    let image = v1::ImageSampling { preview_every: Some(3), steps: Some(6), seed: Some(1), ..v1::ImageSampling::default() };
+    let mut stream = bench.open(draw("x", image)).await.unwrap();
+    bench.script.steps.add_permits(3);
+    let event = until(&mut stream, |event| matches!(event, Event::ImagePreview(_))).await;
+    let Event::ImagePreview(preview) = event else { panic!("{event:?}") };
+    assert_eq!((preview.done, preview.data), (3, map(1, 103).data));
+    bench.script.steps.add_permits(3);
+    let last = until(&mut stream, |event| matches!(event, Event::ImagePreview(_) | Event::Completed(_))).await;
+    assert!(matches!(last, Event::Completed(_)), "a finished image needs no preview");
+}
+
+#[tokio::test]
 async fn previews_come_in_between_and_grey() {
     let bench = Bench::new(Script::new()).await;
-    bench.script.card.lock().unwrap().code_grid = Some(CodeGrid { rows: 30, columns: 30, codebook_size: 10 });
+    bench.script.card.lock().unwrap().canvas = Some(Canvas::Codes(CodeGrid { rows: 30, columns: 30, codebook_size: 10 }));
     bench.script.steps.forget_permits(Semaphore::MAX_PERMITS);
     let mut stream = bench.open(draw("x", v1::ImageSampling { preview_every: Some(300), ..v1::ImageSampling::default() })).await.unwrap();
     for done in [300, 600] {
@@ -212,7 +260,7 @@ async fn a_slow_preview_does_not_hold_up_the_image() {
 #[tokio::test]
 async fn progress_of_a_large_image_is_coalesced() {
     let bench = Bench::new(Script::new()).await;
-    bench.script.card.lock().unwrap().code_grid = Some(CodeGrid { rows: 40, columns: 50, codebook_size: 10 });
+    bench.script.card.lock().unwrap().canvas = Some(Canvas::Codes(CodeGrid { rows: 40, columns: 50, codebook_size: 10 }));
     let events = bench.ask(draw("x", v1::ImageSampling::default())).await.unwrap();
     let done: Vec<u32> = events
         .iter()

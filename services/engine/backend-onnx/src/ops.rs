@@ -26,6 +26,31 @@ impl Graph {
         self.node("Conv", &inputs, vec![ints("strides", &[stride; 2]), ints("pads", &[padding; 4])])
     }
 
+    /// Convolution of every channel of `x [B, C, H, W]` by itself with `weight [C, 1, k, k]`, the same padding on all sides.
+    pub fn depthwise(&mut self, x: &Value, weight: &Value, bias: &Value, channels: usize, padding: usize) -> Value {
+        self.node("Conv", &[x, weight, bias], vec![int("group", channels as i64), ints("pads", &[padding; 4])])
+    }
+
+    /// Divides the last dimension by its root mean square; then scale.
+    pub fn rms_norm(&mut self, x: &Value, weight: &Value, epsilon: f32) -> Value {
+        self.node("RMSNormalization", &[x, weight], vec![int("axis", -1), float("epsilon", epsilon)])
+    }
+
+    /// Weighs every value of the rows `x [N, D]` of one image by how strong its dimension is over all rows, beside the other dimensions:
+    /// `bias + (weight * n + 1) * x`, where `n` is the dimension's Euclidean length over the mean of all (global response normalisation).
+    pub fn response_norm(&mut self, x: &Value, weight: &Value, bias: &Value, epsilon: f32) -> Value {
+        let (positions, dimensions) = (self.ints(&[0]), self.ints(&[1]));
+        let length = self.node("ReduceL2", &[x, &positions], vec![int("keepdims", 1)]); // [1, D]
+        let mean = self.node("ReduceMean", &[&length, &dimensions], vec![int("keepdims", 1)]); // [1, 1]
+        let (least, one) = (self.floats(&[], &[epsilon]), self.floats(&[], &[1.0]));
+        let mean = self.add(&mean, &least);
+        let share = self.node("Div", &[&length, &mean], Vec::new());
+        let factor = self.mul(weight, &share);
+        let factor = self.add(&factor, &one);
+        let scaled = self.mul(x, &factor);
+        self.add(bias, &scaled)
+    }
+
     /// Normalises the last dimension.
     pub fn layer_norm(&mut self, x: &Value, weight: &Value, bias: &Value, epsilon: f32) -> Value {
         self.node("LayerNormalization", &[x, weight, bias], vec![int("axis", -1), float("epsilon", epsilon)])
@@ -97,16 +122,16 @@ impl Graph {
         self.node("Transpose", &[x], vec![ints("perm", order)])
     }
 
-    /// One behind the other along the last dimension.
-    pub fn concat(&mut self, parts: &[&Value]) -> Value {
-        self.node("Concat", parts, vec![int("axis", -1)])
+    /// One behind the other along dimension `axis` (-1: the last); the other dimensions are equal.
+    pub fn concat(&mut self, parts: &[&Value], axis: i64) -> Value {
+        self.node("Concat", parts, vec![int("axis", axis)])
     }
 
     /// `x [1, ..]` once for every image of `like [B, ..]`, broadcast to `shape` -> `[B, shape..]`.
     pub fn for_each_image(&mut self, x: &Value, like: &Value, shape: &[i64]) -> Value {
         let images = self.node("Shape", &[like], vec![int("start", 0), int("end", 1)]);
         let shape = self.ints(shape);
-        let shape = self.node("Concat", &[&images, &shape], vec![int("axis", 0)]);
+        let shape = self.concat(&[&images, &shape], 0);
         self.node("Expand", &[x, &shape], Vec::new())
     }
 
@@ -125,6 +150,17 @@ impl Graph {
     /// Cuts the last dimension into three equal parts.
     pub fn thirds(&mut self, x: &Value) -> [Value; 3] {
         self.nodes("Split", &[x], vec![int("axis", -1), int("num_outputs", 3)])
+    }
+
+    /// Cuts the last dimension into two equal parts.
+    pub fn halves(&mut self, x: &Value) -> [Value; 2] {
+        self.nodes("Split", &[x], vec![int("axis", -1), int("num_outputs", 2)])
+    }
+
+    /// Puts `row [1, D]` before the rows of each image: `[B, N, D]` -> `[B, 1 + N, D]`.
+    pub fn prepend(&mut self, row: &Value, x: &Value, width: usize) -> Value {
+        let rows = self.for_each_image(row, x, &[1, width as i64]); // [B, 1, D]
+        self.concat(&[&rows, x], 1)
     }
 
     /// Rows `ids [..]` of `table [N, D]` -> `[.., D]`. The runtime refuses an id outside the table.
@@ -146,6 +182,12 @@ impl Graph {
         let least = self.floats(&[], &[1e-12]);
         let length = self.node("Max", &[&length, &least], Vec::new());
         self.node("Div", &[x, &length], Vec::new())
+    }
+
+    /// Spreads channels over the map: `[B, C * side * side, H, W]` -> `[B, C, H * side, W * side]`, the `side * side` neighbouring channels row
+    /// by row.
+    pub fn pixel_shuffle(&mut self, x: &Value, side: usize) -> Value {
+        self.node("DepthToSpace", &[x], vec![int("blocksize", side as i64), text("mode", "CRD")])
     }
 
     /// Doubles height and width of `[B, C, H, W]` by repeating values.

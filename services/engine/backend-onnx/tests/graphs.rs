@@ -147,7 +147,7 @@ fn maps_are_padded_cut_and_put_together() {
     let out = evaluate(&[(&[1, 2, 3, 1], &x), (&[2, 3, 1], &x), (&[1, 1, 2], &x[..2])], |g, v| {
         let padded = g.pad_end(&v[0], 1, 2);
         let cropped = g.crop(&padded, 2, 2);
-        let both = g.concat(&[&v[1], &v[1]]);
+        let both = g.concat(&[&v[1], &v[1]], -1);
         let each = g.for_each_image(&v[2], &v[1], &[3, 2]);
         let turned = g.transpose(&v[2], &[0, 2, 1]); // [1, 2, 1]
         let product = g.mat_mul(&each, &turned);
@@ -199,6 +199,63 @@ fn the_other_operations() {
     assert_close(&out[3], &[1, 1, 4, 6], &expected);
     assert_close(&out[4], &[3, 2], &[2.995_950_3, -0.000_126_68, 0.0, 0.0, 0.841_344_7, 1.954_499_7]);
     assert_close(&out[5], &[3, 2], &x.map(|v| v / (1.0 + (-v).exp())));
+}
+
+#[test]
+fn a_channel_is_convolved_by_itself() {
+    let (x, w, b) = (numbers(3 * 5 * 4, 12), numbers(3 * 9, 13), numbers(3, 14));
+    let out = evaluate(&[(&[1, 3, 5, 4], &x), (&[3, 1, 3, 3], &w), (&[3], &b)], |g, v| vec![g.depthwise(&v[0], &v[1], &v[2], 3, 1)]);
+    let pixel = |c: usize, y: i32, x_: i32| {
+        if (0..5).contains(&y) && (0..4).contains(&x_) { x[c * 20 + y as usize * 4 + x_ as usize] } else { 0.0 }
+    };
+    let value = |i: usize| {
+        let (c, y, x_) = (i / 20, (i / 4 % 5) as i32, (i % 4) as i32);
+        b[c] + (0..9).map(|tap| w[c * 9 + tap] * pixel(c, y + tap as i32 / 3 - 1, x_ + tap as i32 % 3 - 1)).sum::<f32>()
+    };
+    assert_close(&out[0], &[1, 3, 5, 4], &(0..60).map(value).collect::<Vec<_>>());
+}
+
+#[test]
+fn norms_without_a_mean() {
+    let (rows, width) = (3, 5);
+    let (x, w, b) = (numbers(rows * width, 15), numbers(width, 16), numbers(width, 17));
+    let out = evaluate(&[(&[rows, width], &x), (&[width], &w), (&[width], &b)], |g, v| {
+        vec![g.rms_norm(&v[0], &v[1], 1e-2), g.response_norm(&v[0], &v[1], &v[2], 1e-2)]
+    });
+    let root = |row: &[f32]| (row.iter().map(|v| v * v).sum::<f32>() / width as f32 + 1e-2).sqrt();
+    let expected: Vec<f32> =
+        x.chunks(width).flat_map(|row| row.iter().zip(&w).map(|(v, w)| v / root(row) * w).collect::<Vec<_>>()).collect();
+    assert_close(&out[0], &[rows, width], &expected);
+    let lengths: Vec<f32> = (0..width).map(|d| (0..rows).map(|row| x[row * width + d].powi(2)).sum::<f32>().sqrt()).collect();
+    let mean = lengths.iter().sum::<f32>() / width as f32 + 1e-2;
+    let value = |i: usize| b[i % width] + (w[i % width] * lengths[i % width] / mean + 1.0) * x[i];
+    assert_close(&out[1], &[rows, width], &(0..rows * width).map(value).collect::<Vec<_>>());
+}
+
+#[test]
+fn values_move_and_stay_what_they_are() {
+    let x: Vec<f32> = (0..24).map(|i| i as f32).collect();
+    let out = evaluate(&[(&[1, 8, 1, 3], &x), (&[2, 3, 4], &x), (&[1, 4], &x[..4])], |g, v| {
+        let [left, right] = g.halves(&v[1]);
+        vec![g.pixel_shuffle(&v[0], 2), g.concat(&[&right, &left], 1), g.prepend(&v[2], &v[1], 4)]
+    });
+    // Channel 4 c + 2 a + b of position (i, j) goes to channel c at (2 i + a, 2 j + b).
+    let shuffled: Vec<f32> = (0..24)
+        .map(|at| {
+            let (c, y, x_) = (at / 12, at / 6 % 2, at % 6);
+            ((4 * c + 2 * y + x_ % 2) * 3 + x_ / 2) as f32
+        })
+        .collect();
+    assert_close(&out[0], &[1, 2, 2, 6], &shuffled);
+    let swapped: Vec<f32> = x
+        .chunks(12)
+        .flat_map(|image| {
+            let part = |from: usize| image.chunks(4).flat_map(move |row| row[from..from + 2].to_vec());
+            part(2).chain(part(0)).collect::<Vec<_>>()
+        })
+        .collect();
+    assert_close(&out[1], &[2, 6, 2], &swapped);
+    assert_close(&out[2], &[2, 4, 4], &[&x[..4], &x[..12], &x[..4], &x[12..]].concat());
 }
 
 /// A folder with weights `a` [2, 3] and `b` [2, 3] in files of its own choice. `shift` bytes of padding in the header move the data.

@@ -13,8 +13,19 @@ use crate::weights::WeightFile;
 use crate::{CheckpointError, TensorView};
 
 const CONFIG: &str = "config.json";
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+
+/// How the files of a folder are called.
+#[derive(Debug, Clone, Copy)]
+struct Layout {
+    /// The field of the configuration that says what the folder holds.
+    kind: &'static str,
+    single: &'static str,
+    index: &'static str,
+}
+
+const TRANSFORMERS: Layout = Layout { kind: "model_type", single: "model.safetensors", index: "model.safetensors.index.json" };
+const DIFFUSERS: Layout =
+    Layout { kind: "_class_name", single: "diffusion_pytorch_model.safetensors", index: "diffusion_pytorch_model.safetensors.index.json" };
 
 /// Rewrites pickled weights, which are programs and not only data, as a safetensors file that this crate reads.
 const CONVERT: &str = concat!(
@@ -43,19 +54,29 @@ struct Tensor {
 impl Checkpoint {
     /// Opens the folder `dir` and checks every weight file's header against its length. Reads no weights yet.
     pub fn open(dir: &Path) -> Result<Self, CheckpointError> {
+        Self::open_as(dir, &TRANSFORMERS)
+    }
+
+    /// As [`Checkpoint::open`], for a part of an image pipeline, such as a VAE, as the diffusers library stores it. What it calls the class is
+    /// the model type here.
+    pub fn open_diffusers(dir: &Path) -> Result<Self, CheckpointError> {
+        Self::open_as(dir, &DIFFUSERS)
+    }
+
+    fn open_as(dir: &Path, layout: &Layout) -> Result<Self, CheckpointError> {
         if !dir.is_dir() {
             return Err(CheckpointError::file(dir, if dir.exists() { "is not a folder" } else { "no such folder" }));
         }
         let config = required_json(dir, CONFIG)?;
-        let model_type = match config.get("model_type").map(|value| (value, value.as_str())) {
+        let model_type = match config.get(layout.kind).map(|value| (value, value.as_str())) {
             Some((_, Some(text))) => text.to_owned(),
             Some((value, None)) => {
-                return Err(field(dir, CONFIG, "model_type", format!("a string expected, {} found", shown(&value.to_string()))));
+                return Err(field(dir, CONFIG, layout.kind, format!("a string expected, {} found", shown(&value.to_string()))));
             }
-            None => return Err(field(dir, CONFIG, "model_type", "missing")),
+            None => return Err(field(dir, CONFIG, layout.kind, "missing")),
         };
         let mut checkpoint = Self { dir: dir.to_path_buf(), config, model_type, files: Vec::new(), tensors: BTreeMap::new() };
-        checkpoint.open_weights()?;
+        checkpoint.open_weights(layout)?;
         Ok(checkpoint)
     }
 
@@ -137,12 +158,13 @@ impl Checkpoint {
     }
 
     /// One file, or the shards that the index names. A single file wins, as in the reference library.
-    fn open_weights(&mut self) -> Result<(), CheckpointError> {
-        if self.dir.join(SINGLE).symlink_metadata().is_ok() {
-            return self.add_file(SINGLE);
+    fn open_weights(&mut self, layout: &Layout) -> Result<(), CheckpointError> {
+        let Layout { single, index, .. } = *layout;
+        if self.dir.join(single).symlink_metadata().is_ok() {
+            return self.add_file(single);
         }
-        if let Some(index) = self.json(INDEX)? {
-            return self.open_shards(&index);
+        if let Some(shards) = self.json(index)? {
+            return self.open_shards(index, &shards);
         }
         let path = &self.dir;
         let pickled = std::fs::read_dir(path).into_iter().flatten().flatten().any(|file| is_pickled(&file.file_name().to_string_lossy()));
@@ -151,13 +173,14 @@ impl Checkpoint {
             if pickled {
                 format!("only pytorch_model*.bin weights, which are not read; {CONVERT}")
             } else {
-                format!("no weights: neither {SINGLE} nor {INDEX}")
+                format!("no weights: neither {single} nor {index}")
             },
         ))
     }
 
-    fn open_shards(&mut self, index: &Value) -> Result<(), CheckpointError> {
-        let wrong = |reason: String| field(&self.dir, INDEX, "weight_map", reason);
+    /// The shards that the file called `index_name` names.
+    fn open_shards(&mut self, index_name: &str, index: &Value) -> Result<(), CheckpointError> {
+        let wrong = |reason: String| field(&self.dir, index_name, "weight_map", reason);
         let map = index.get("weight_map").ok_or_else(|| wrong("missing".into()))?;
         let map = map.as_object().ok_or_else(|| wrong("an object expected".into()))?;
         let mut shards: BTreeMap<&str, Vec<&str>> = BTreeMap::new(); // file -> its tensors
@@ -169,13 +192,13 @@ impl Checkpoint {
         for (file, names) in shards {
             if !self.dir.join(file).exists() {
                 let reason = format!("names the missing file {} for tensor {}", shown(file), shown(names[0]));
-                return Err(CheckpointError::file(&self.dir.join(INDEX), reason));
+                return Err(CheckpointError::file(&self.dir.join(index_name), reason));
             }
             self.add_file(file)?;
             let number = self.files.len() - 1;
             let lacking = names.into_iter().find(|&name| self.tensors.get(name).is_none_or(|tensor| tensor.file != number));
             if let Some(name) = lacking {
-                return Err(CheckpointError::tensor(&self.dir.join(file), name, format!("not in this file, though {INDEX} says so")));
+                return Err(CheckpointError::tensor(&self.dir.join(file), name, format!("not in this file, though {index_name} says so")));
             }
         }
         Ok(())

@@ -73,8 +73,8 @@ impl Limits {
 
     fn fault_of_slice(&self, slice: &Slice) -> Option<String> {
         let end = slice.start.saturating_add(slice.rows.len());
-        if end > self.context {
-            return Some(format!("position {} of {}", end - 1, self.context));
+        if end.saturating_add(slice.shift) > self.context {
+            return Some(format!("position {} of {}", end.saturating_add(slice.shift) - 1, self.context));
         }
         if end > slice.blocks.len() * BLOCK_TOKENS {
             return Some(format!("{} blocks do not cover {end} positions", slice.blocks.len()));
@@ -109,8 +109,8 @@ mod tests {
         Step {
             rows: vec![RowInput::Token(9), RowInput::Code(3), embedding],
             slices: vec![
-                Slice { rows: 0..2, start: 15, blocks: vec![3, 7], head: Some(Head::Image) },
-                Slice { rows: 2..3, start: 0, blocks: vec![0], head: None },
+                Slice { rows: 0..2, start: 15, shift: 0, blocks: vec![3, 7], head: Some(Head::Image) },
+                Slice { rows: 2..3, start: 0, shift: 0, blocks: vec![0], head: None },
             ],
         }
     }
@@ -125,7 +125,7 @@ mod tests {
         let no_pictures = Limits { codebook: None, ..LIMITS };
         let embedding = |values: Vec<f32>, row| RowInput::Embedding { values: values.into(), row };
         type Row<'a> = (&'a str, &'a Limits, &'a dyn Fn(&mut Step));
-        let rows: [Row<'_>; 16] = [
+        let rows: [Row<'_>; 18] = [
             ("no rows", &LIMITS, &|step| *step = Step::default()),
             ("row 0: token 10 of 10", &LIMITS, &|step| step.rows[0] = RowInput::Token(10)),
             ("row 1: code 4 of 4", &LIMITS, &|step| step.rows[1] = RowInput::Code(4)),
@@ -139,6 +139,8 @@ mod tests {
             ("slices cover 2 of 3 rows", &LIMITS, &|step| step.slices.truncate(1)),
             ("slice 0: position 64 of 64", &LIMITS, &|step| step.slices[0].start = 63),
             ("slice 0: position", &LIMITS, &|step| step.slices[0].start = usize::MAX),
+            ("slice 0: position 64 of 64", &LIMITS, &|step| step.slices[0].shift = 48),
+            ("slice 0: position", &LIMITS, &|step| step.slices[0].shift = usize::MAX),
             ("slice 0: 1 blocks do not cover 17 positions", &LIMITS, &|step| step.slices[0].blocks.truncate(1)),
             ("slice 1: block 8 of 8", &LIMITS, &|step| step.slices[1].blocks[0] = 8),
             ("slice 1: block 7 is written twice", &LIMITS, &|step| step.slices[1].blocks[0] = 7),
@@ -154,7 +156,7 @@ mod tests {
     #[test]
     fn a_shared_prefix_may_be_read_by_many() {
         let mut step = step();
-        step.slices[1] = Slice { rows: 2..3, start: 16, blocks: vec![3, 5], head: None };
+        step.slices[1] = Slice { rows: 2..3, start: 16, shift: 0, blocks: vec![3, 5], head: None };
         step.slices[0].start = 16;
         assert_eq!(step.check(&LIMITS), Ok(()));
     }

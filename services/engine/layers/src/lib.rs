@@ -5,6 +5,7 @@
 //! | `step.rs` | one forward pass: rows of many sequences, block tables, heads asked for |
 //! | `check.rs` | the contract of a step, checked once before it is computed |
 //! | `model.rs` | [`LanguageModel`], what a scheduler sees of a model, and [`Observer`] |
+//! | `flow.rs` | [`FlowModel`], what surrounds a language model that draws by a flow |
 //! | `backend.rs` | [`Backend`]: the small set of operations that models are made of |
 //! | `weights.rs` | tensors of a checkpoint by path, shapes and types checked |
 //! | `linear.rs`, `norm.rs`, `rope.rs`, `attention.rs`, `latent.rs`, `mlp.rs` | layers, written once over the backend |
@@ -15,6 +16,7 @@ pub mod attention;
 pub mod backend;
 pub mod check;
 pub mod error;
+pub mod flow;
 pub mod latent;
 pub mod linear;
 pub mod mlp;
@@ -31,6 +33,7 @@ pub use attention::{Attention, AttentionShape};
 pub use backend::{Attend, Backend, HeadRows, KvEntry, KvShape, Pairs, Rotation};
 pub use check::Limits;
 pub use error::EngineError;
+pub use flow::{FlowInput, FlowModel};
 pub use latent::{LatentAttention, LatentShape};
 pub use linear::Linear;
 pub use mlp::{Projector, SwiGlu};

@@ -1,6 +1,6 @@
 use domain::ModelCard;
 
-use crate::{EngineError, Step, StepOutput};
+use crate::{EngineError, FlowModel, Step, StepOutput};
 
 /// A loaded language model with its KV cache, whatever its family and backend.
 pub trait LanguageModel: Send {
@@ -17,6 +17,11 @@ pub trait LanguageModel: Send {
     ///
     /// The result for a sequence does not depend on what else is in the step.
     fn forward(&mut self, step: &Step, observer: &mut dyn Observer) -> Result<StepOutput, EngineError>;
+
+    /// What turns this model into one that draws by a flow, if it is one.
+    fn flow(&self) -> Option<&dyn FlowModel> {
+        None
+    }
 }
 
 /// Sees intermediate tensors of a forward pass; used to compare a checkpoint with reference outputs.

@@ -13,12 +13,32 @@ impl Step {
     pub fn rows_wanting(&self, head: Head) -> Vec<usize> {
         self.slices.iter().filter(|slice| slice.head == Some(head)).map(|slice| slice.rows.end - 1).collect()
     }
+
+    /// All rows of the slices that want hidden states, in order.
+    pub fn rows_wanting_hidden(&self) -> Vec<usize> {
+        self.slices.iter().filter(|slice| slice.head == Some(Head::Hidden)).flat_map(|slice| slice.rows.clone()).collect()
+    }
 }
 
 impl StepOutput {
     /// An output without logits yet.
     pub fn empty(step: &Step) -> Self {
-        Self { logits: vec![None; step.slices.len()] }
+        Self { logits: vec![None; step.slices.len()], hidden: vec![None; step.slices.len()] }
+    }
+
+    /// Hands the rows of `hidden` `[rows of the slices that want them, width]` to their slices.
+    pub fn fill_hidden(&mut self, step: &Step, hidden: &[f32], width: usize) -> Result<(), EngineError> {
+        let mut rest = hidden;
+        let wanting = step.slices.iter().zip(&mut self.hidden).enumerate().filter(|(_, (slice, _))| slice.head == Some(Head::Hidden));
+        for (index, (slice, out)) in wanting {
+            let (rows, after) = rest.split_at(slice.rows.len() * width);
+            if !rows.iter().all(|value| value.is_finite()) {
+                return Err(EngineError::Compute(format!("the hidden states of slice {index} are not finite")));
+            }
+            *out = Some(rows.to_vec());
+            rest = after;
+        }
+        Ok(())
     }
 
     /// Hands the rows of `logits` `[rows wanting head, width]` to their slices. Logits that are not finite are an error: nothing can be drawn from them.

@@ -72,7 +72,7 @@ impl Rope {
     /// As in the reference, frequencies and angles are f32: at position 10,000 the rounding of an angle is already a few 1e-4, and a checkpoint
     /// has been trained with it. Their sines and cosines are computed in f64, so nothing is added to that.
     pub fn rotation<B: Backend>(&self, backend: &B, slices: &[Slice]) -> Result<Rotation<B::Tensor>, EngineError> {
-        let positions = slices.iter().flat_map(|slice| slice.start..slice.end());
+        let positions = slices.iter().flat_map(Slice::positions);
         let angles =
             || positions.clone().flat_map(|position| self.frequencies.iter().map(move |frequency| f64::from(position as f32 * frequency)));
         let half = self.frequencies.len();

@@ -35,19 +35,24 @@ pub struct Slice {
     pub rows: Range<usize>,
     /// Position in the sequence of the first row; positions before it are in the KV cache already.
     pub start: usize,
+    /// Added to the position of every row for its rotary angle: the sequence is as if so many positions that it does not see lay before
+    /// its first row. 0 for nearly all.
+    pub shift: usize,
     /// Block table: position `p` lives in block `blocks[p / BLOCK_TOKENS]` at offset `p % BLOCK_TOKENS`. Covers every row of the slice.
     pub blocks: Vec<BlockId>,
-    /// Which head's logits are wanted for the last row (none in the middle of a prefill).
+    /// What is wanted: a head's logits for the last row, the hidden states of all rows, or nothing (in the middle of a prefill).
     pub head: Option<Head>,
 }
 
-/// An output head.
+/// An output head, or what stands for one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Head {
     /// Text tokens: `lm_head`.
     Text,
     /// VQ codes: the generation head.
     Image,
+    /// No head: the hidden states of every row of the slice after the last norm.
+    Hidden,
 }
 
 /// What a step yields.
@@ -55,11 +60,18 @@ pub enum Head {
 pub struct StepOutput {
     /// For every slice, in order: logits of its last row, if it asked for them.
     pub logits: Vec<Option<Vec<f32>>>,
+    /// For every slice, in order: hidden states of all its rows, `[rows, hidden]`, if it asked for them.
+    pub hidden: Vec<Option<Vec<f32>>>,
 }
 
 impl Slice {
     /// Number of positions of the sequence after this step.
     pub fn end(&self) -> usize {
         self.start + self.rows.len()
+    }
+
+    /// Rotary positions of the rows.
+    pub fn positions(&self) -> Range<usize> {
+        self.start + self.shift..self.end() + self.shift
     }
 }

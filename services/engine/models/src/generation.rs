@@ -8,9 +8,11 @@ use serde_json::Value;
 const FILE: &str = "generation_config.json";
 
 /// The defaults for text and for images. What the file does not say, or an absent file, is as the reference has it.
-pub(crate) fn defaults(checkpoint: &Checkpoint) -> Result<(Sampling, ImageSampling), EngineError> {
+///
+/// `image` is what the family draws with where the file says nothing.
+pub(crate) fn defaults(checkpoint: &Checkpoint, image: ImageSampling) -> Result<(Sampling, ImageSampling), EngineError> {
     let written = Written { checkpoint, json: checkpoint.json(FILE)?.unwrap_or_default() };
-    let (text, image) = (Sampling::default(), ImageSampling::default());
+    let text = Sampling::default();
     // The reference samples text only where the file says so, and draws images unless the file says no (Janus, `generation_config.json` and its generation script).
     // Without sampling the most likely token is taken: that is what temperature 0 means here.
     let do_sample = written.json.get("do_sample").and_then(Value::as_bool);

@@ -165,7 +165,8 @@ impl<B: Backend> Decoder<B> {
         Ok(x)
     }
 
-    /// Logits of the slices that want text; an observer sees the last norm and the logits of all rows.
+    /// Logits of the slices that want text, and the hidden states of those that want them; an observer sees the last norm and the logits of
+    /// all rows.
     pub fn text_head(&self, x: &B::Tensor, step: &Step, observer: &mut dyn Observer, output: &mut StepOutput) -> Result<(), EngineError> {
         let head = self.lm_head.as_ref().unwrap_or(&self.embed_tokens);
         if observer.active() {
@@ -173,7 +174,18 @@ impl<B: Backend> Decoder<B> {
             observe(self.backend.as_ref(), observer, "hidden.final_norm", &h, self.config.hidden_size)?;
             observe(self.backend.as_ref(), observer, "logits", &head.forward(&h)?, self.config.vocab_size)?;
         }
+        self.hidden(x, step, output)?;
         self.head(Head::Text, x, step, self.config.vocab_size, |h| head.forward(&h), output)
+    }
+
+    /// The normed rows of the slices that want hidden states.
+    fn hidden(&self, x: &B::Tensor, step: &Step, output: &mut StepOutput) -> Result<(), EngineError> {
+        let rows = step.rows_wanting_hidden();
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let h = self.norm.forward(&self.backend.gather(x, &rows)?)?; // [rows wanting hidden, hidden]
+        output.fill_hidden(step, &self.backend.download(&h)?, self.config.hidden_size)
     }
 
     /// Logits `[rows wanting head, width]` of `apply` over the normed rows.

@@ -53,6 +53,11 @@ impl<'a> Builder<'a> {
         }
     }
 
+    /// Where the weights are from.
+    pub fn checkpoint(&self) -> &'a Checkpoint {
+        self.checkpoint
+    }
+
     /// Whether intermediate tensors become outputs.
     pub fn probing(&self) -> bool {
         self.probing
@@ -104,6 +109,31 @@ impl<'a> Builder<'a> {
         let factor = self.graph.floats(&[CHANNELS, 1, 1], &deviation.map(|d| 1.0 / d));
         let centered = self.graph.add(pixels, &shift);
         self.graph.mul(&centered, &factor)
+    }
+
+    /// `name.weight [width, width]`, or the same as a 1 x 1 convolution `[width, width, 1, 1]`; `name.bias [width]`. `x [N, width]`
+    pub fn pointwise(&mut self, x: &Value, name: &str, width: usize) -> Result<Value, EngineError> {
+        let weight = format!("{name}.weight");
+        if self.checkpoint.tensor(&weight)?.shape.len() != 4 {
+            return self.linear(x, name, [width, width], true);
+        }
+        let weight = self.weight(&weight, &[width, width, 1, 1])?;
+        let weight = self.graph.reshape(&weight, &[width as i64, width as i64]);
+        let bias = self.weight(&format!("{name}.bias"), &[width])?;
+        Ok(self.graph.linear(x, &weight, Some(&bias)))
+    }
+
+    /// `name.weight [channels, 1, side, side]`, `name.bias [channels]`; keeps the size. `x [B, channels, H, W]`
+    pub fn depthwise(&mut self, x: &Value, name: &str, channels: usize, side: usize) -> Result<Value, EngineError> {
+        let weight = self.weight(&format!("{name}.weight"), &[channels, 1, side, side])?;
+        let bias = self.weight(&format!("{name}.bias"), &[channels])?;
+        Ok(self.graph.depthwise(x, &weight, &bias, channels, side / 2))
+    }
+
+    /// `name.weight`. `x [N, width]`
+    pub fn rms_norm(&mut self, x: &Value, name: &str, width: usize, epsilon: f32) -> Result<Value, EngineError> {
+        let weight = self.weight(&format!("{name}.weight"), &[width])?;
+        Ok(self.graph.rms_norm(x, &weight, epsilon))
     }
 
     /// `name.weight`, `name.bias`. `x [N, width]`

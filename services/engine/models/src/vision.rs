@@ -7,6 +7,7 @@ use checkpoint::Checkpoint;
 use layers::EngineError;
 use serde::Deserialize;
 
+use crate::janusflow::TOWER;
 use crate::onnx::{Builder, CHANNELS, Probe, run_probe, run_single};
 use crate::sam::Sam;
 use crate::siglip::{self, Siglip};
@@ -45,6 +46,8 @@ pub(crate) struct VisionModel {
     aligner: Aligner,
     /// Hidden size of the language model.
     width: usize,
+    /// A learned row `[1, width]` that comes before those of every picture.
+    first_row: Option<&'static str>,
 }
 
 /// The second tower of a hybrid model.
@@ -75,6 +78,11 @@ impl VisionEncoder {
     /// Rows that one picture becomes.
     pub fn tokens_per_image(&self) -> usize {
         self.model.tokens()
+    }
+
+    /// How many of these rows come before the features of the picture: learned ones, the same for all pictures.
+    pub fn extra_rows(&self) -> usize {
+        usize::from(self.model.first_row.is_some())
     }
 
     /// Values of a row: the hidden size of the language model.
@@ -177,6 +185,7 @@ impl VisionModel {
             "deepseek_vl" => Self::read_vl_port(checkpoint, false).map(Some),
             "deepseek_vl_hybrid" => Self::read_vl_port(checkpoint, true).map(Some),
             "multi_modality" if has("vision_config") => Self::read_original(checkpoint).map(Some),
+            "multi_modality" if has("vision_gen_enc_config") => Self::read_janusflow(checkpoint).map(Some),
             _ => Ok(None),
         }
     }
@@ -195,6 +204,7 @@ impl VisionModel {
             aligner: Aligner::Mlp { layers: (0..depth).map(layer).collect(), activation },
             width: at.size("projection_dim", fields.projection_dim, 2048, MOST_UNITS)?,
             high_res: None,
+            first_row: None,
             tower,
         })
     }
@@ -225,6 +235,7 @@ impl VisionModel {
             high_res,
             aligner,
             width: TextConfig::read(checkpoint, "/text_config")?.hidden_size,
+            first_row: None,
         }
         .checked(Fields { checkpoint, path: "text_config" }, "hidden_size")
     }
@@ -266,9 +277,21 @@ impl VisionModel {
             },
             width: at.size("n_embed", params.n_embed, 2048, MOST_UNITS)?,
             high_res,
+            first_row: None,
             tower,
         }
         .checked(at, "n_embed")
+    }
+
+    /// One linear layer, and a row that says that a picture begins (spec: janusflow.md 4).
+    fn read_janusflow(checkpoint: &Checkpoint) -> Result<Self, EngineError> {
+        Ok(Self {
+            tower: Siglip::read_original(checkpoint, TOWER.0, TOWER.1)?,
+            high_res: None,
+            aligner: Aligner::Mlp { layers: vec!["vision_und_enc_aligner".to_owned()], activation: Activation::Gelu },
+            width: TextConfig::read(checkpoint, "/language_config")?.hidden_size,
+            first_row: Some("beg_of_und_embed"),
+        })
     }
 
     fn checked(self, at: Fields<'_>, width: &str) -> Result<Self, EngineError> {
@@ -282,7 +305,7 @@ impl VisionModel {
 
     /// Rows that one picture becomes.
     pub fn tokens(&self) -> usize {
-        self.tower.tokens()
+        self.tower.tokens() + usize::from(self.first_row.is_some())
     }
 
     /// Values of a row: the hidden size of the language model.
@@ -290,8 +313,8 @@ impl VisionModel {
         self.width
     }
 
-    /// `pixel_values [B, 3, S, S]`, and for a second tower `high_res_pixel_values` -> `image_features [B * N, width]`; with the batch apart,
-    /// when probing.
+    /// `pixel_values [B, 3, S, S]`, and for a second tower `high_res_pixel_values` -> `image_features [B * N, width]`; with the batch apart
+    /// and without a first row, when probing.
     fn build<'a>(&self, checkpoint: &'a Checkpoint, probing: bool) -> Result<Builder<'a>, EngineError> {
         let mut builder = Builder::new(checkpoint, probing);
         let (low, high) = self.inputs(&mut builder);
@@ -300,8 +323,18 @@ impl VisionModel {
             (Some(HighRes { tower, .. }), Some(pixels)) => Some((tower.build(&mut builder, &pixels, self.tower.side())?, tower.width())),
             _ => None,
         };
-        let features = self.align(&mut builder, low, high)?; // [B * N, width]
-        let shape = if probing { vec![-1, self.tower.tokens() as i64, self.width as i64] } else { vec![-1, self.width as i64] };
+        let (rows, hidden, width) = (self.tower.tokens() as i64, self.tower.hidden_size as i64, self.width as i64);
+        if probing && self.first_row.is_some() {
+            let pictures = builder.graph.reshape(&low, &[-1, rows, hidden]);
+            builder.tap("vision.features", &pictures);
+        }
+        let mut features = self.align(&mut builder, low, high)?; // [B * N, width]
+        if let Some(name) = self.first_row.filter(|_| !probing) {
+            let first = builder.weight(name, &[1, self.width])?;
+            let pictures = builder.graph.reshape(&features, &[-1, rows, width]);
+            features = builder.graph.prepend(&first, &pictures, self.width); // [B, 1 + N, width]
+        }
+        let shape = if probing { vec![-1, rows, width] } else { vec![-1, width] };
         let features = builder.graph.reshape(&features, &shape);
         builder.graph.output("image_features", &features);
         Ok(builder)
@@ -330,7 +363,7 @@ impl VisionModel {
                 let half = self.width / 2;
                 let high = builder.linear(&high, high_res, [half, high_width], true)?;
                 let low = builder.linear(&low, low_res, [half, self.tower.hidden_size], true)?;
-                (builder.graph.concat(&[&high, &low]), &layers[..], Activation::Gelu)
+                (builder.graph.concat(&[&high, &low], -1), &layers[..], Activation::Gelu)
             }
             (Aligner::Mlp { layers, activation }, _) => {
                 let (first, rest) = layers.split_at(1);

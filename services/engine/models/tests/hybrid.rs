@@ -193,8 +193,8 @@ fn cards_count_the_positions_of_a_picture() {
         let dir = tempfile::tempdir().unwrap();
         original::deepseek_vl(&fixture(name), dir.path());
         let (port, published) = (card(&open(&fixture(name))).unwrap(), card(&open(dir.path())).unwrap());
-        assert_eq!((port.family.as_str(), port.tokens_per_image, port.code_grid), (name, Some(36), None));
-        assert_eq!((published.family.as_str(), published.tokens_per_image, published.code_grid), ("multi_modality", Some(36), None));
+        assert_eq!((port.family.as_str(), port.tokens_per_image, port.code_grid()), (name, Some(36), None));
+        assert_eq!((published.family.as_str(), published.tokens_per_image, published.code_grid()), ("multi_modality", Some(36), None));
         assert_eq!((port.hidden_size, port.vocabulary_size, port.context_length), (64, 496, 16_384));
         assert_eq!((published.hidden_size, published.vocabulary_size, published.context_length), (64, 496, 16_384));
     }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use backend_native::Native;
 use checkpoint::Checkpoint;
 use layers::{BLOCK_TOKENS, Head, NoObserver, RowInput};
+use models::LoadOptions;
 use serde_json::json;
 use support::{
     Sequence, argmax, assert_close, decode, naive, prefill, tokens,
@@ -42,7 +43,8 @@ fn a_prompt_of_131072_tokens() {
 
     let blocks = (PROMPT + STEPS).div_ceil(BLOCK_TOKENS);
     let backend = Arc::new(Native::new(0).unwrap());
-    let mut model = models::load_language_on(&backend, &Checkpoint::open(dir.path()).unwrap(), blocks).unwrap();
+    let mut model =
+        models::load_language_on(&backend, &Checkpoint::open(dir.path()).unwrap(), &LoadOptions { kv_blocks: blocks, threads: 0 }).unwrap();
     assert_eq!(model.kv_block_bytes(), BLOCK_TOKENS * (RANK + ROPE) * size_of::<f32>());
     assert_eq!(model.card().context_length, 163_840);
 

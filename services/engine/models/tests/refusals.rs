@@ -286,18 +286,18 @@ fn cards_say_what_the_files_say() {
     let card_of = |dir: &Path| card(&Checkpoint::open(dir).unwrap()).unwrap();
     let llama = card_of(&fixture("llama"));
     assert_eq!((llama.family.as_str(), llama.context_length, llama.vocabulary_size, llama.hidden_size), ("llama", 4096, 496, 64));
-    assert_eq!((llama.code_grid, llama.tokens_per_image), (None, None));
+    assert_eq!((llama.canvas, llama.tokens_per_image), (None, None));
     assert_eq!((llama.default_sampling.temperature, llama.default_sampling.top_p, llama.default_sampling.top_k), (0.7, 0.95, 0));
 
     let janus = card_of(&fixture("janus"));
-    assert_eq!(janus.code_grid, Some(CodeGrid { rows: 6, columns: 6, codebook_size: 96 }));
+    assert_eq!(janus.code_grid(), Some(CodeGrid { rows: 6, columns: 6, codebook_size: 96 }));
     assert_eq!(janus.tokens_per_image, Some(36));
     assert_eq!((janus.default_image_sampling.guidance, janus.default_image_sampling.temperature), (5.0, 1.0));
 
     let original = tempfile::tempdir().unwrap();
     support::writer::janus_original(&fixture("janus"), original.path());
     let original = card_of(original.path());
-    assert_eq!((original.code_grid, original.tokens_per_image), (janus.code_grid, janus.tokens_per_image));
+    assert_eq!((original.canvas, original.tokens_per_image), (janus.canvas, janus.tokens_per_image));
 }
 
 #[test]
@@ -325,7 +325,7 @@ fn sampling_defaults_are_read_or_refused() {
 fn steps_out_of_range_are_refused_and_leave_the_model_as_it_was() {
     let mut model = support::load(&fixture("llama"));
     let mut forward = |rows: Vec<RowInput>, blocks: Vec<u32>| {
-        let slices = vec![Slice { rows: 0..rows.len(), start: 0, blocks, head: None }];
+        let slices = vec![Slice { rows: 0..rows.len(), start: 0, shift: 0, blocks, head: None }];
         model.forward(&Step { rows, slices }, &mut NoObserver)
     };
     for (rows, blocks) in [(vec![RowInput::Token(496)], vec![0]), (vec![RowInput::Code(0)], vec![0]), (vec![RowInput::Token(0)], vec![64])]
@@ -351,7 +351,7 @@ fn logits_that_are_not_finite_are_an_error() {
     file[length - 4..].copy_from_slice(&f32::NAN.to_le_bytes()); // the last tensor by name: model.norm.weight
     fs::write(&path, file).unwrap();
     let mut model = support::load(dir.path());
-    let slices = vec![Slice { rows: 0..1, start: 0, blocks: vec![0], head: Some(layers::Head::Text) }];
+    let slices = vec![Slice { rows: 0..1, start: 0, shift: 0, blocks: vec![0], head: Some(layers::Head::Text) }];
     let error = model.forward(&Step { rows: vec![RowInput::Token(0)], slices }, &mut NoObserver).unwrap_err();
     assert!(matches!(&error, EngineError::Compute(reason) if reason.contains("logits")), "{error}");
 }

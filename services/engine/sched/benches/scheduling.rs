@@ -35,7 +35,8 @@ impl LanguageModel for Nothing {
     }
 
     fn forward(&mut self, step: &Step, _observer: &mut dyn Observer) -> Result<StepOutput, EngineError> {
-        Ok(StepOutput { logits: step.slices.iter().map(|slice| slice.head.map(|_| vec![0.0, 1.0])).collect() })
+        let logits = step.slices.iter().map(|slice| slice.head.map(|_| vec![0.0, 1.0])).collect();
+        Ok(StepOutput { logits, ..StepOutput::default() })
     }
 }
 
@@ -66,7 +67,7 @@ fn steps() {
         context_length: 1 << 16,
         vocabulary_size: 2,
         hidden_size: 1,
-        code_grid: None,
+        canvas: None,
         tokens_per_image: None,
         default_sampling: Sampling::default(),
         default_image_sampling: ImageSampling::default(),

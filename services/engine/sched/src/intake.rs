@@ -1,10 +1,11 @@
 //! A job becomes a task, or is refused: after this nobody checks it again.
 
-use domain::{CodeGrid, Invalid, Job, Mode, ModelCard, Prompt, Segment};
+use domain::{CodeGrid, FlowState, Invalid, Job, Latent, LatentGrid, Mode, ModelCard, Prompt, Segment};
 use layers::BLOCK_TOKENS;
 
 use crate::{
     SubmitError,
+    flow::Flow,
     inbox::Ticket,
     sampler::History,
     sequence::Sequence,
@@ -35,10 +36,21 @@ impl Limits {
                 let grid = self.image_grid(&job.prompt, &unconditional)?;
                 (Output::Image { sampling }, grid.len(), Some(unconditional))
             }
+            Mode::Flow { unconditional, sampling, estimate_every, from } => {
+                let grid = self.latent_grid(&job.prompt, &unconditional)?;
+                let steps = sampling.steps;
+                from.iter().try_for_each(|state| flow_state(state, steps, grid))?;
+                (Output::Flow(Box::new(Flow::new(grid, &sampling, estimate_every, from))), steps as usize, Some(unconditional))
+            }
         };
         self.emitted(&job.emitted, &output, limit)?;
         let prompts = std::iter::once(&job.prompt).chain(&unconditional);
-        let sequences = prompts.map(|prompt| Sequence::new(prompt, self.prefix_cache)).collect();
+        let sequence = |prompt: &Prompt| match (&output, self.card.latent_grid()) {
+            // What follows the prompt stands at the same place for both, however little of the prompt is seen.
+            (Output::Flow(_), Some(grid)) => Sequence::with_tail(prompt, grid.positions, prompt_tokens - prompt.len(), self.prefix_cache),
+            _ => Sequence::new(prompt, self.prefix_cache),
+        };
+        let sequences = prompts.map(sequence).collect();
         let mut task = Task::new(sequences, output, limit, outlet, ticket);
         job.emitted.into_iter().for_each(|id| task.resume(id));
         Ok(task)
@@ -78,7 +90,7 @@ impl Limits {
 
     /// The code grid of an image job whose pair of sequences fits.
     fn image_grid(&self, prompt: &Prompt, unconditional: &Prompt) -> Result<CodeGrid, SubmitError> {
-        let grid = self.card.code_grid.ok_or_else(|| Invalid::new("image", format!("{} models cannot draw", self.card.family)))?;
+        let grid = self.card.code_grid().ok_or_else(|| Invalid::new("image", format!("{} models cannot draw", self.card.family)))?;
         self.prompt(unconditional, "image.unconditional")?;
         if prompt.len() != unconditional.len() {
             let reason = format!("{} positions, the prompt has {}", unconditional.len(), prompt.len());
@@ -93,10 +105,28 @@ impl Limits {
         Ok(grid)
     }
 
+    /// The latent grid of a flow whose pair of sequences fits.
+    fn latent_grid(&self, prompt: &Prompt, unconditional: &Prompt) -> Result<LatentGrid, SubmitError> {
+        let grid = self.card.latent_grid();
+        let grid = grid.ok_or_else(|| Invalid::new("flow", format!("{} models do not draw by a flow", self.card.family)))?;
+        self.prompt(unconditional, "flow.unconditional")?;
+        if unconditional.len() > prompt.len() {
+            let reason = format!("{} positions, the prompt has {}", unconditional.len(), prompt.len());
+            return Err(Invalid::new("flow.unconditional", reason).into());
+        }
+        let context = self.card.context_length.min(self.kv_blocks / 2 * BLOCK_TOKENS);
+        if prompt.len() + grid.positions > context {
+            return Err(SubmitError::TooLong { prompt: prompt.len(), output: grid.positions, context });
+        }
+        Ok(grid)
+    }
+
     fn emitted(&self, emitted: &[u32], output: &Output, limit: usize) -> Result<(), Invalid> {
         let ids = match output {
             Output::Text { .. } => self.card.vocabulary_size,
-            Output::Image { .. } => self.card.code_grid.map_or(0, |grid| grid.codebook_size),
+            Output::Image { .. } => self.card.code_grid().map_or(0, |grid| grid.codebook_size),
+            Output::Flow(_) if emitted.is_empty() => return Ok(()),
+            Output::Flow(_) => return Err(Invalid::new("emitted", "a flow goes on from `flow.from`, not from outputs")),
         };
         if emitted.len() > limit {
             return Err(Invalid::new("emitted", format!("{} outputs, the job yields at most {limit}", emitted.len())));
@@ -106,6 +136,19 @@ impl Limits {
             None => Ok(()),
         }
     }
+}
+
+/// A flow can only go on from a map of its own shape, within its own steps.
+fn flow_state(state: &FlowState, steps: u32, grid: LatentGrid) -> Result<(), Invalid> {
+    if state.done > steps {
+        return Err(Invalid::new("flow.from.done", format!("{} of {steps} steps", state.done)));
+    }
+    if !state.z.fits(grid) {
+        let Latent { channels, rows, columns, .. } = &state.z;
+        let reason = format!("{channels} x {rows} x {columns} values, the image has {} x {} x {}", grid.channels, grid.rows, grid.columns);
+        return Err(Invalid::new("flow.from.z", reason));
+    }
+    Ok(())
 }
 
 fn token_ids(prompt: &Prompt) -> impl Iterator<Item = u32> + '_ {

@@ -1,7 +1,8 @@
 //! Many jobs, one model: continuous batching over a paged KV cache.
 //!
 //! An [`Engine`] owns a [`layers::LanguageModel`] on a thread of its own and repeats four stages: take new jobs (`inbox`), choose the rows
-//! of the next step (`scheduler`), compute them, then sample and deliver (`task`, `sampler`, `stream`). This crate knows sequences and
+//! of the next step (`scheduler`), compute them, then sample and deliver (`task`, `sampler`, `stream`). A job that draws by a flow takes its
+//! steps between those stages (`flow`, `solver`). This crate knows sequences and
 //! blocks, not tensors: what a block holds is the model's business.
 //!
 //! Invariant: what a job yields depends on the job and the model alone. What shares its batches, how its prompt is cut into chunks, what the
@@ -10,6 +11,7 @@
 mod config;
 mod engine;
 mod error;
+mod flow;
 mod inbox;
 mod intake;
 mod plan;
@@ -18,6 +20,7 @@ mod prefix;
 pub mod sampler;
 mod scheduler;
 mod sequence;
+pub mod solver;
 mod stream;
 mod task;
 mod worker;

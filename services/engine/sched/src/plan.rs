@@ -33,7 +33,7 @@ impl Plan {
         let samples = total == task.remaining();
         let first_slice = self.step.slices.len();
         for (sequence, &count) in task.sequences().iter().zip(&taken).filter(|(_, count)| **count > 0) {
-            let slice = sequence.slice(count, self.step.rows.len(), samples.then(|| task.head()));
+            let slice = sequence.slice(count, self.step.rows.len(), task.wants(sequence, samples));
             self.step.rows.extend_from_slice(sequence.next_inputs(count));
             self.step.slices.push(slice);
         }

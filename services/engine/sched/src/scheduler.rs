@@ -1,6 +1,6 @@
 //! Which rows the next step computes.
 
-use layers::StepOutput;
+use layers::{EngineError, FlowModel, StepOutput};
 
 use crate::{
     EngineConfig, EngineStats, JobError,
@@ -40,11 +40,13 @@ impl Scheduler {
         insert(&mut self.waiting, task);
     }
 
-    /// The next step; `None` when no task can go on before something happens outside.
-    pub fn plan(&mut self) -> Option<Plan> {
+    /// The next step; `None` when no task can go on before something happens outside. `flow` is what draws by a flow.
+    pub fn plan(&mut self, flow: Option<&dyn FlowModel>) -> Option<Plan> {
         self.drop_cancelled();
+        self.drive(flow);
         self.grow();
         self.admit();
+        self.drive(flow);
         let plan = self.fill();
         (!plan.parts.is_empty()).then_some(plan)
     }
@@ -54,9 +56,11 @@ impl Scheduler {
         self.counters.steps += 1;
         self.counters.rows += plan.step.rows.len() as u64;
         output.logits.resize_with(plan.step.slices.len(), || None);
+        output.hidden.resize_with(plan.step.slices.len(), || None);
         for part in &plan.parts {
             let logits = output.logits[part.slices.clone()].iter_mut().filter_map(Option::take).collect();
-            self.commit_part(part, logits);
+            let hidden = output.hidden[part.slices.clone()].iter_mut().map(Option::take).collect();
+            self.commit_part(part, logits, hidden);
         }
     }
 
@@ -87,13 +91,19 @@ impl Scheduler {
         }
     }
 
-    fn commit_part(&mut self, part: &Part, logits: Vec<Vec<f32>>) {
+    fn commit_part(&mut self, part: &Part, logits: Vec<Vec<f32>>, hidden: Vec<Option<Vec<f32>>>) {
         let Ok(index) = self.running.binary_search_by_key(&part.order, |task| task.order) else { return };
         let task = &mut self.running[index];
+        // A sequence without rows has no slice.
+        let mut computed = part.rows.iter().enumerate().filter(|(_, rows)| **rows > 0).zip(&hidden);
+        let collected = computed.try_for_each(|((sequence, &rows), hidden)| task.collect(sequence, rows, hidden.as_deref()));
+        if let Err(error) = collected {
+            return self.fail_task(part.order, JobError::Compute(error.to_string()));
+        }
         for (sequence, &rows) in part.rows.iter().enumerate() {
             task.advance(sequence, rows, &mut self.pool);
         }
-        if !part.samples {
+        if !part.samples || task.is_flow() {
             return;
         }
         match task.advance_output(logits) {
@@ -104,6 +114,28 @@ impl Scheduler {
                 }
             }
             Err(error) => self.fail_task(part.order, error),
+        }
+    }
+
+    /// Make steps of flows out of what was computed, and the rows that their sequences compute next.
+    fn drive(&mut self, flow: Option<&dyn FlowModel>) {
+        for order in self.running.iter().filter(|task| task.is_flow()).map(|task| task.order).collect::<Vec<_>>() {
+            let Ok(index) = self.running.binary_search_by_key(&order, |task| task.order) else { continue };
+            let task = &mut self.running[index];
+            if task.outlet.is_paused() {
+                continue;
+            }
+            let missing = || Err(EngineError::Compute("the model has no flow".into()));
+            match flow.map_or_else(missing, |flow| task.drive(flow)) {
+                Ok(delivered) => {
+                    let reason = task.finish_reason();
+                    self.counters.outputs += u64::from(delivered);
+                    if let Some(reason) = reason {
+                        self.remove(index).outlet.finish(reason);
+                    }
+                }
+                Err(error) => self.fail_task(order, JobError::Compute(error.to_string())),
+            }
         }
     }
 

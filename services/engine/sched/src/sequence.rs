@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use domain::{Prompt, Segment};
 use layers::{BLOCK_TOKENS, BlockId, Head, RowInput, Slice};
 
@@ -19,6 +21,19 @@ pub(crate) struct Sequence {
     computed: usize,
     /// Leading blocks that need no naming: shared ones, and own ones named already.
     named: usize,
+    /// What is computed again and again behind the prompt, in sequences of a flow.
+    tail: Option<Tail>,
+}
+
+/// The part of a sequence behind its prompt that holds one set of rows after the other.
+#[derive(Debug, Clone, Copy)]
+struct Tail {
+    /// Where it begins: the length of the prompt.
+    start: usize,
+    /// Positions.
+    rows: usize,
+    /// Added to the rotary position of its rows.
+    shift: usize,
 }
 
 impl Sequence {
@@ -30,6 +45,7 @@ impl Sequence {
             blocks: Vec::new(),
             computed: 0,
             named: 0,
+            tail: None,
         };
         for segment in &prompt.segments {
             match segment {
@@ -38,6 +54,37 @@ impl Sequence {
             }
         }
         sequence
+    }
+
+    /// A sequence whose prompt will be followed by sets of `rows` rows, whose rotary positions are `shift` higher than their places.
+    pub fn with_tail(prompt: &Prompt, rows: usize, shift: usize, prefix_cache: bool) -> Self {
+        Self { tail: Some(Tail { start: prompt.len(), rows, shift }), ..Self::new(prompt, prefix_cache) }
+    }
+
+    /// Put rows `[rows, hidden]` in the place of those behind the prompt. They never get a name: nobody else has them.
+    pub fn replace_tail(&mut self, values: &Arc<[f32]>) {
+        let Some(Tail { start, rows, .. }) = self.tail else { return };
+        self.drop_tail();
+        self.inputs.reserve(rows);
+        self.inputs.extend((0..rows).map(|row| RowInput::Embedding { values: values.clone(), row }));
+        self.computed = self.computed.min(start);
+    }
+
+    fn drop_tail(&mut self) {
+        if let Some(tail) = self.tail {
+            self.inputs.truncate(tail.start);
+        }
+    }
+
+    /// Whether the next input stands behind the prompt, in a sequence of a flow.
+    pub fn is_in_tail(&self) -> bool {
+        self.tail.is_some_and(|tail| self.computed >= tail.start)
+    }
+
+    /// Known positions that can be computed in one slice: not across the end of the prompt where another shift begins.
+    pub fn run(&self) -> usize {
+        let end = self.tail.map(|tail| tail.start).filter(|&start| self.computed < start);
+        end.unwrap_or(self.inputs.len()) - self.computed
     }
 
     /// Append a text token.
@@ -75,16 +122,17 @@ impl Sequence {
         self.computed
     }
 
-    /// Blocks that the known positions need beyond those held.
+    /// Blocks that the known positions, and those behind the prompt of a flow, need beyond those held.
     pub fn missing_blocks(&self) -> usize {
-        self.inputs.len().div_ceil(BLOCK_TOKENS) - self.blocks.len()
+        let length = self.tail.map_or(self.inputs.len(), |tail| tail.start + tail.rows);
+        length.div_ceil(BLOCK_TOKENS) - self.blocks.len()
     }
 
     /// Names of the blocks that the prefix cache may supply, in order. The last position is always left to compute, since its logits are
     /// wanted.
     fn sharable(&self) -> &[BlockKey] {
         let blocks = (self.inputs.len() - 1) / BLOCK_TOKENS;
-        self.chain.as_ref().map_or(&[], |chain| &chain.keys()[..blocks])
+        self.chain.as_ref().map_or(&[], |chain| &chain.keys()[..blocks.min(chain.keys().len())])
     }
 
     /// Name of the first block that the prefix cache could supply but does not have.
@@ -118,6 +166,7 @@ impl Sequence {
         self.blocks.drain(..).rev().for_each(|block| pool.release(block));
         self.computed = 0;
         self.named = 0;
+        self.drop_tail();
     }
 
     /// The next `count` inputs.
@@ -128,14 +177,15 @@ impl Sequence {
     /// The next `count` inputs as a slice of a step in which they begin at row `first_row`.
     pub fn slice(&self, count: usize, first_row: usize, head: Option<Head>) -> Slice {
         let used = (self.computed + count).div_ceil(BLOCK_TOKENS);
-        Slice { rows: first_row..first_row + count, start: self.computed, blocks: self.blocks[..used].to_vec(), head }
+        let shift = self.tail.filter(|tail| self.computed >= tail.start).map_or(0, |tail| tail.shift);
+        Slice { rows: first_row..first_row + count, start: self.computed, shift, blocks: self.blocks[..used].to_vec(), head }
     }
 
     /// The next `count` positions have been computed: name the blocks that are full now.
     pub fn advance(&mut self, count: usize, pool: &mut BlockPool) {
         self.computed += count;
         let Some(chain) = &self.chain else { return };
-        let full = self.computed / BLOCK_TOKENS;
+        let full = (self.computed / BLOCK_TOKENS).min(chain.keys().len());
         for index in self.named..full {
             pool.name(self.blocks[index], chain.keys()[index]);
         }
@@ -213,6 +263,35 @@ mod tests {
         let mut codes = Sequence::new(&Prompt::tokens(vec![7]), true);
         (0..16).for_each(|_| codes.push_code(7));
         assert_eq!(compute(&mut codes, &mut pool), 0);
+    }
+
+    /// What stands behind the prompt of a flow is computed over and over in the same blocks, under no name; the prompt keeps its own.
+    #[test]
+    fn a_tail_is_replaced_and_never_named() {
+        let mut pool = BlockPool::new(16);
+        let prompt = Prompt::tokens(vec![7; 20]);
+        let mut sequence = Sequence::with_tail(&prompt, 30, 5, true);
+        assert_eq!((sequence.missing_blocks(), sequence.run(), sequence.is_in_tail()), (4, 20, false));
+        for round in 0..3 {
+            sequence.replace_tail(&vec![round as f32; 60].into());
+            if round == 0 {
+                assert_eq!(compute_run(&mut sequence, &mut pool), (20, 0));
+            }
+            assert_eq!(compute_run(&mut sequence, &mut pool), (30, 5));
+            assert_eq!((sequence.remaining(), sequence.missing_blocks(), pool.free()), (0, 0, 12));
+        }
+        sequence.release(&mut pool);
+        assert_eq!((sequence.remaining(), pool.cached(), pool.free()), (20, 1, 15), "one block is full of the prompt");
+        sequence.attach_prefix(&mut pool);
+        assert_eq!((sequence.computed(), sequence.run()), (16, 4));
+    }
+
+    /// Computes up to the end of the prompt or of the tail; how many rows, with which shift.
+    fn compute_run(sequence: &mut Sequence, pool: &mut BlockPool) -> (usize, usize) {
+        sequence.allocate_missing(pool);
+        let (rows, shift) = (sequence.run(), sequence.slice(sequence.run(), 0, None).shift);
+        sequence.advance(rows, pool);
+        (rows, shift)
     }
 
     #[test]

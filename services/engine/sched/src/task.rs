@@ -1,8 +1,9 @@
 use domain::{Event, FinishReason, ImageSampling, Sampling};
-use layers::Head;
+use layers::{EngineError, FlowModel, Head};
 
 use crate::{
     JobError,
+    flow::Flow,
     inbox::Ticket,
     pool::BlockPool,
     sampler::{self, History},
@@ -18,7 +19,7 @@ pub(crate) struct Task {
     /// When this task was last given rows: the lower, the sooner it is its turn again. No two are equal, so ties cannot favour anybody.
     pub turn: u64,
     pub outlet: Outlet,
-    /// One, or the conditional and the unconditional sequence, always of the same length.
+    /// One, or the conditional and the unconditional sequence. Those of codes are always of the same length.
     sequences: Vec<Sequence>,
     output: Output,
     /// Outputs so far, those of an earlier worker included.
@@ -39,6 +40,7 @@ pub(crate) struct Task {
 pub(crate) enum Output {
     Text { sampling: Sampling, eos_token_ids: Vec<u32>, history: History },
     Image { sampling: ImageSampling },
+    Flow(Box<Flow>),
 }
 
 impl Task {
@@ -53,11 +55,12 @@ impl Task {
         &self.sequences
     }
 
-    /// The head whose logits this task is drawn from.
-    pub fn head(&self) -> Head {
+    /// What this task wants of the next rows of one of its sequences; `samples`: they are the last before an output.
+    pub fn wants(&self, sequence: &Sequence, samples: bool) -> Option<Head> {
         match self.output {
-            Output::Text { .. } => Head::Text,
-            Output::Image { .. } => Head::Image,
+            Output::Text { .. } => samples.then_some(Head::Text),
+            Output::Image { .. } => samples.then_some(Head::Image),
+            Output::Flow(_) => sequence.is_in_tail().then_some(Head::Hidden),
         }
     }
 
@@ -72,10 +75,18 @@ impl Task {
     }
 
     /// Rows to take from each sequence when a step has room for `rows`: all that remain, or so many that each keeps its last row for later,
-    /// because both logits of a pair must come out of the same step.
+    /// because both logits of a pair must come out of the same step. Sequences of a flow give hidden states row by row: they take what they can.
     pub fn split(&self, rows: usize) -> Vec<usize> {
         let finishes = self.remaining() <= rows;
         let mut left = rows;
+        if matches!(self.output, Output::Flow(_)) {
+            let take = |sequence: &Sequence| {
+                let taken = left.min(sequence.run());
+                left -= taken;
+                taken
+            };
+            return self.sequences.iter().map(take).collect();
+        }
         let take = |sequence: &Sequence| {
             let taken = if finishes { sequence.remaining() } else { left.min(sequence.remaining() - 1) };
             left = left.saturating_sub(taken);
@@ -121,6 +132,9 @@ impl Task {
     /// Give all blocks back; everything can be computed again.
     pub fn release(&mut self, pool: &mut BlockPool) {
         self.sequences.iter_mut().for_each(|sequence| sequence.release(pool));
+        if let Output::Flow(flow) = &mut self.output {
+            flow.reset();
+        }
     }
 
     /// The next `rows` inputs of a sequence have been computed.
@@ -143,6 +157,7 @@ impl Task {
                 ended.then_some(FinishReason::Stop).or(complete.then_some(FinishReason::Length))
             }
             Output::Image { .. } => complete.then_some(FinishReason::Stop),
+            Output::Flow(flow) => flow.is_over().then_some(FinishReason::Stop),
         }
     }
 
@@ -175,6 +190,35 @@ impl Task {
         Ok(reason)
     }
 
+    /// Whether this task draws by a flow: then hidden states are collected, and [`Task::drive`] makes steps of them.
+    pub fn is_flow(&self) -> bool {
+        matches!(self.output, Output::Flow(_))
+    }
+
+    /// Hidden states of the next `rows` rows of a sequence of a flow. Call it before they count as computed.
+    pub fn collect(&mut self, sequence: usize, rows: usize, hidden: Option<&[f32]>) -> Result<(), EngineError> {
+        match &mut self.output {
+            Output::Flow(flow) if self.sequences[sequence].is_in_tail() => flow.collect(sequence, rows, hidden.unwrap_or_default()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Make a step of what the sequences have computed, deliver it, and give them the next rows. Returns whether a step was delivered.
+    pub fn drive(&mut self, model: &dyn FlowModel) -> Result<bool, EngineError> {
+        let Output::Flow(flow) = &mut self.output else { return Ok(false) };
+        let event = flow.advance(model)?;
+        if !flow.is_over()
+            && let Some(rows) = flow.next_rows(model)?
+        {
+            self.sequences.iter_mut().for_each(|sequence| sequence.replace_tail(&rows));
+        }
+        let Some(event) = event else { return Ok(false) };
+        self.announce();
+        self.outlet.send(event);
+        self.produced += 1;
+        Ok(true)
+    }
+
     fn record(&mut self, id: u32) {
         self.produced += 1;
         self.last = Some(id);
@@ -188,6 +232,7 @@ impl Task {
             match self.output {
                 Output::Text { .. } => sequence.push_token(id),
                 Output::Image { .. } => sequence.push_code(id),
+                Output::Flow(_) => {}
             }
         }
     }

@@ -40,7 +40,7 @@ impl Worker {
         let mut idle = false;
         while let Some(tasks) = self.inbox.take(idle) {
             tasks.into_iter().for_each(|task| self.scheduler.enqueue(task));
-            let plan = self.scheduler.plan();
+            let plan = self.scheduler.plan(self.model.flow());
             idle = plan.is_none();
             if let Some(plan) = plan
                 && self.step(&plan).is_err()

@@ -5,7 +5,7 @@
 use std::{path::PathBuf, sync::Arc};
 
 use checkpoint::Checkpoint;
-use domain::{Embeddings, Event, ImageSampling, Job, Mode, Prompt, Sampling, Segment};
+use domain::{Embeddings, Event, FlowState, ImageSampling, Job, Latent, Mode, Prompt, Sampling, Segment, Solver};
 use futures::{StreamExt, executor::block_on, future::join_all};
 use models::{LoadOptions, load_language};
 use safetensors::SafeTensors;
@@ -71,7 +71,7 @@ fn janus() -> Vec<(Job, Vec<u32>)> {
     let answer = golden.ids("p0.generated_ids");
 
     let unconditional = Prompt::tokens(golden.ids("t2i0.uncond_ids"));
-    let sampling = ImageSampling { guidance: 5.0, temperature: 0.0, seed: 0 };
+    let sampling = ImageSampling { guidance: 5.0, temperature: 0.0, ..ImageSampling::default() };
     let prompt = Prompt::tokens(golden.ids("t2i0.cond_ids"));
     let drawing = Job { prompt, mode: Mode::Image { unconditional, sampling }, emitted: Vec::new() };
     vec![(continuation(Prompt { segments }, &answer), answer), (drawing, golden.ids("t2i0.image_ids"))]
@@ -132,4 +132,73 @@ fn v2_full() {
 #[test]
 fn janus_sees_and_draws() {
     check("janus", &janus());
+}
+
+/// The flow of the fixture from the reference's noise, and others from noise of their own.
+fn flows(engine: &Engine) -> Vec<Job> {
+    let golden = Golden::open("janusflow");
+    let grid = engine.card().latent_grid().unwrap();
+    let ids = golden.ids("gen.cond_ids");
+    let flow = |sampling, from| {
+        let unconditional = Prompt::tokens(golden.ids("gen.uncond_ids")[..1].to_vec());
+        let prompt = Prompt::tokens(ids[..ids.len() - 1].to_vec()); // the time stands where the last token does
+        Job { prompt, mode: Mode::Flow { unconditional, sampling, estimate_every: None, from }, emitted: Vec::new() }
+    };
+    let sampling = ImageSampling { guidance: 2.0, steps: 4, ..ImageSampling::default() };
+    let from = FlowState { done: 0, z: Latent::new(grid, golden.values("gen.z0")) };
+    let other = |seed, solver| flow(ImageSampling { seed, solver, steps: 3, ..sampling.clone() }, None);
+    vec![flow(sampling.clone(), Some(from)), other(1, Solver::Euler), other(2, Solver::Heun), other(3, Solver::Midpoint)]
+}
+
+/// The map after every step of each job.
+fn maps(engine: &Engine, jobs: &[Job]) -> Vec<Vec<Vec<f32>>> {
+    let read = |job: &Job| engine.submit(job.clone()).unwrap().map(Result::unwrap).collect::<Vec<Event>>();
+    let map = |event| if let Event::Flow { state, .. } = event { Some(state.z.values.to_vec()) } else { None };
+    block_on(join_all(jobs.iter().map(read))).into_iter().map(|events| events.into_iter().filter_map(map).collect()).collect()
+}
+
+/// Alone; sixteen jobs at a time, texts among them, in small steps; again from the prefix cache; and with so few blocks that jobs are
+/// preempted. Maps are equal to the last bit whatever the company.
+#[test]
+fn janusflow_draws() {
+    let quiet = engine("janusflow", 64, EngineConfig::default());
+    let jobs = flows(&quiet);
+    let alone: Vec<_> = jobs.iter().map(|job| maps(&quiet, std::slice::from_ref(job)).remove(0)).collect();
+    let expected = Golden::open("janusflow").values("gen.z_trajectory");
+    let found = alone[0].concat();
+    let start = expected.len() - found.len();
+    let worst = found.iter().zip(&expected[start..]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(worst <= 1e-4, "off by {worst:e}");
+
+    let golden = Golden::open("janusflow");
+    let answer = golden.ids("p0.generated_ids");
+    let first = golden.ids("p0.input_ids").iter().position(|&id| id == IMAGE_PLACE).unwrap() - 1; // begins with a row of its own
+    let picture = Embeddings { width: 64, values: golden.values("p0.inputs_embeds")[first * 64..(first + 37) * 64].into() };
+    let ids = golden.ids("p0.input_ids");
+    let segments = vec![Segment::Tokens(ids[..first].to_vec()), Segment::Embeddings(picture), Segment::Tokens(ids[first + 37..].to_vec())];
+    let question = continuation(Prompt { segments }, &answer);
+    assert_eq!(outputs(&quiet, [question.clone()]), std::slice::from_ref(&answer));
+
+    let mix: Vec<Job> = jobs.iter().cycle().take(12).cloned().collect();
+    let expected: Vec<_> = alone.iter().cycle().take(12).cloned().collect();
+    for (kv_blocks, max_batch_tokens, prefix_cache) in
+        [(256, 512, false), (256, 33, true), (256, 16, true), (12, 64, true), (12, 64, false)]
+    {
+        let busy = engine("janusflow", kv_blocks, EngineConfig { max_batch_tokens, prefix_cache, ..EngineConfig::default() });
+        for round in ["first", "second"] {
+            let beside: Vec<_> = (0..4).map(|_| busy.submit(question.clone()).unwrap()).collect();
+            assert!(
+                maps(&busy, &mix) == expected,
+                "{kv_blocks} blocks, {max_batch_tokens} rows, prefix cache {prefix_cache}, {round} time"
+            );
+            for stream in beside {
+                let ids = block_on(
+                    stream
+                        .filter_map(async |event| if let Event::Output { id, .. } = event.unwrap() { Some(id) } else { None })
+                        .collect::<Vec<_>>(),
+                );
+                assert_eq!(ids, answer);
+            }
+        }
+    }
 }

@@ -231,7 +231,7 @@ fn guidance_pulls_away_from_the_unconditional() {
     let (conditional, unconditional) = ([1.0, 2.0, 1.5], [0.0, 2.0, 0.0]);
     for (guidance, expected) in [(0.0, unconditional), (1.0, conditional), (5.0, [5.0, 2.0, 7.5])] {
         let mut logits = conditional;
-        let sampling = ImageSampling { guidance, temperature: 0.0, seed: 0 };
+        let sampling = ImageSampling { guidance, temperature: 0.0, ..ImageSampling::default() };
         let code = sampler::code(&mut logits, &unconditional, &sampling, 0).unwrap();
         assert_eq!(logits, expected);
         assert_eq!(logits[code as usize], logits.iter().copied().fold(f32::MIN, f32::max));

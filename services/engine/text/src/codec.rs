@@ -16,6 +16,8 @@ use crate::{Detokenizer, TextError};
 
 const TOKENIZER: &str = "tokenizer.json";
 const CONFIG: &str = "tokenizer_config.json";
+/// The part of a configuration that only models have which draw by a flow.
+const FLOW: &str = "vision_gen_enc_config";
 
 /// No tokenizer of the family comes near: 100 000 tokens take about 5 MB.
 const LARGEST: u64 = 128 << 20; // bytes
@@ -35,6 +37,8 @@ pub struct TextCodec {
     turns: Option<Turns>,
     /// Whether the model's processor puts its own system prompt before a conversation that has none.
     pub(crate) default_system_prompt: bool,
+    /// Whether the model draws by a flow (JanusFlow): a picture then brings its own beginning, and the prompt for one ends with its text.
+    pub(crate) flow: bool,
     /// Whether text may be cut behind every line feed without changing its ids.
     lines_are_apart: bool,
     add_bos: bool,
@@ -50,8 +54,9 @@ impl TextCodec {
         let mut codec = Self::load_dir(checkpoint.dir())?;
         let original = checkpoint.model_type() == "multi_modality";
         // Of the models that were published under that name, DeepSeek-VL is the one that does not draw (spec: vision.md 1).
-        let draws = !original || ["gen_vision_config", "vision_gen_enc_config"].iter().any(|part| checkpoint.config().get(part).is_some());
+        let draws = !original || ["gen_vision_config", FLOW].iter().any(|part| checkpoint.config().get(part).is_some());
         codec.tokens.require(checkpoint.model_type(), draws, &checkpoint.dir().join(CONFIG))?;
+        codec.flow = checkpoint.config().get(FLOW).is_some();
         codec.turns = original.then(|| Turns::of(&codec));
         Ok(codec)
     }
@@ -79,6 +84,7 @@ impl TextCodec {
             turns: None,
             default_system_prompt: flag(&processor, "use_default_system_prompt"),
             eos_token_ids: eos_token_ids(tokens.eos.id, generation.as_ref(), vocabulary.size()),
+            flow: false,
             lines_are_apart: lines_are_apart(&full),
             guard: Guard::new(control),
             full,

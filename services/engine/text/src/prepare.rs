@@ -13,7 +13,7 @@ const NO_PICTURE: &str = "a picture cannot be part of the prompt for an image";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prepared {
     pub segments: Vec<PreparedSegment>,
-    /// Guidance pair of `segments`, of the same length; empty for text output.
+    /// Guidance pair of `segments`: for codes of the same length, for a flow only the beginning that is seen; empty for text output.
     pub unconditional: Vec<PreparedSegment>,
     /// Tokens that end a text answer.
     pub eos_token_ids: Vec<u32>,
@@ -32,7 +32,7 @@ impl TextCodec {
     ///
     /// Text output: a conversation goes through the chat template (or the family's own form where it publishes none), a completion stays as
     /// it is. Image output: a conversation becomes `{role}: {text}` turns without template or default system prompt, and the begin-of-image
-    /// token comes last.
+    /// token comes last (not for a flow).
     /// Errors are [`TextError::Invalid`] with the field of the request, unless the checkpoint itself is at fault.
     pub fn prepare(&self, input: &Input, output: OutputKind) -> Result<Prepared, TextError> {
         check_not_empty(input)?;
@@ -45,6 +45,7 @@ impl TextCodec {
         }
         let unconditional = match output {
             OutputKind::Text => Vec::new(),
+            OutputKind::Image if self.flow => self.flow_pair(&mut prompt)?,
             OutputKind::Image => self.guidance_pair(&mut prompt)?,
         };
         Ok(Prepared { segments: prompt.segments, unconditional, eos_token_ids: self.eos_token_ids().to_vec() })
@@ -119,10 +120,12 @@ impl TextCodec {
         Ok(())
     }
 
-    /// A slot, with the begin and end tokens of families that have them.
+    /// A slot, with the begin and end tokens of families that have them. The rows of a flow's pictures hold their beginning.
     fn picture(&self, prompt: &mut Assembly) {
         let ids = |token: &Option<Token>| token.as_ref().map(|token| token.id);
-        prompt.ids(ids(&self.tokens.begin_image).as_slice());
+        if !self.flow {
+            prompt.ids(ids(&self.tokens.begin_image).as_slice());
+        }
         prompt.segments.push(PreparedSegment::Image(prompt.pictures));
         prompt.pictures += 1;
         prompt.ids(ids(&self.tokens.end_image).as_slice());
@@ -155,6 +158,20 @@ impl TextCodec {
         }
         unconditional[ids.len() - 1] = begin.id;
         Ok(vec![PreparedSegment::Tokens(unconditional)])
+    }
+
+    /// Takes the tag from the end of an image prompt, where the time will stand, and gives what unconditional rows see of it: its first
+    /// position (spec: janusflow.md 3).
+    fn flow_pair(&self, prompt: &mut Assembly) -> Result<Vec<PreparedSegment>, TextError> {
+        let tags = [&self.tokens.begin_generation, &self.tokens.begin_image];
+        let is_tag = |id: &u32| tags.into_iter().flatten().any(|tag| tag.id == *id);
+        if let Some(PreparedSegment::Tokens(ids)) = prompt.segments.last_mut() {
+            ids.pop_if(|id| is_tag(id));
+        }
+        match prompt.segments.first() {
+            Some(PreparedSegment::Tokens(ids)) if !ids.is_empty() => Ok(vec![PreparedSegment::Tokens(vec![ids[0]])]),
+            _ => Err(Invalid::new("completion.parts", "the prompt for an image is empty").into()),
+        }
     }
 }
 

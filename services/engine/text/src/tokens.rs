@@ -17,6 +17,8 @@ pub(crate) struct Tokens {
     pub end_image: Option<Token>,
     /// Fills the unconditional half of a guidance pair.
     pub pad: Option<Token>,
+    /// Ends a prompt for an image in the published examples of families that draw by a flow.
+    pub begin_generation: Option<Token>,
     /// `pad_token` of the configuration, for templates.
     pub template_pad: String,
 }
@@ -31,6 +33,7 @@ pub(crate) struct Token {
 const IMAGE: &str = "<image_placeholder>";
 const BEGIN_IMAGE: &str = "<begin_of_image>";
 const END_IMAGE: &str = "<end_of_image>";
+const BEGIN_GENERATION: &str = "<｜begin▁of▁generation｜>";
 const PAD: &str = "<｜▁pad▁｜>";
 
 impl Tokens {
@@ -50,6 +53,7 @@ impl Tokens {
             begin_image: or_default("boi_token", BEGIN_IMAGE)?,
             end_image: or_default("eoi_token", END_IMAGE)?,
             pad: lookup(PAD),
+            begin_generation: lookup(BEGIN_GENERATION),
             template_pad: content(config, "pad_token").unwrap_or_default().to_owned(),
         })
     }

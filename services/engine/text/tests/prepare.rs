@@ -397,3 +397,27 @@ proptest! {
         }
     }
 }
+
+/// A model that draws by a flow: its pictures bring their beginning, the tag at the end of a drawing's prompt gives way to the time, and
+/// unconditional rows see the first position alone.
+#[test]
+fn prompts_of_a_flow() {
+    let codec = TextCodec::load(&Checkpoint::open(&fixture("janusflow")).unwrap()).unwrap();
+    let id = |token: &str| codec.token_id(token).unwrap();
+    let asked = codec.prepare(&completion(&[text("a"), image(), text("b")], true), OutputKind::Text).unwrap();
+    let [PreparedSegment::Tokens(before), PreparedSegment::Image(0), PreparedSegment::Tokens(after)] = &asked.segments[..] else {
+        panic!("{asked:?}")
+    };
+    assert!(!before.contains(&id("<begin_of_image>")) && after[0] == id("<end_of_image>"));
+
+    let plain = codec.encode("<|User|>: a hut", true);
+    for tag in ["", "<begin_of_image>", "<｜begin▁of▁generation｜>"] {
+        let drawn = codec.prepare(&completion(&[text(&format!("<|User|>: a hut{tag}"))], true), OutputKind::Image).unwrap();
+        assert_eq!(drawn.segments, [PreparedSegment::Tokens(plain.clone())], "{tag:?}");
+        assert_eq!(drawn.unconditional, [PreparedSegment::Tokens(vec![plain[0]])]);
+    }
+    let chat = codec.prepare(&user(&[text("a hut")]), OutputKind::Image).unwrap();
+    assert_eq!(chat.segments, [PreparedSegment::Tokens(codec.encode("<|User|>: a hut\n\n<|Assistant|>:", true))]);
+    let error = codec.prepare(&completion(&[text("<begin_of_image>")], false), OutputKind::Image).unwrap_err();
+    assert!(matches!(&error, TextError::Invalid(invalid) if invalid.field == "completion.parts"), "{error}");
+}

@@ -33,9 +33,13 @@ fn look(model: &ModelConfig) -> Result<(String, u64), (String, &'static str)> {
     // One block is enough to bind every tensor.
     let options = models::LoadOptions { kv_blocks: 1, threads: 0 };
     models::load_language(&checkpoint, &options).map_err(|error| (error.to_string(), damaged))?;
+    if card.latent_grid().is_some() {
+        let painter = models::load_painter(&checkpoint, model.vae.as_deref(), &models::OnnxOptions::default());
+        painter.map_err(|error| (error.to_string(), "put the VAE where the model looks for it, or name its folder with --vae"))?;
+    }
     let mut abilities = vec!["writes"];
     abilities.extend(card.tokens_per_image.map(|_| "sees"));
-    abilities.extend(card.code_grid.map(|_| "draws"));
+    abilities.extend(card.canvas.map(|_| "draws"));
     let bytes = checkpoint.total_bytes();
     let tensors = checkpoint.names().count();
     Ok((format!("{} · {} · {tensors} tensors, {}", card.family, abilities.join(", "), super::machine::size(bytes)), bytes))

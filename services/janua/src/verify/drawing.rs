@@ -83,7 +83,7 @@ fn decoder(parts: &Parts) -> Result<VqDecoder, Failure> {
 
 /// Greedy codes of the pair, through scheduler and sampler.
 async fn draw(parts: &Parts, prepared: &text::Prepared, guidance: f32) -> Result<Vec<u32>, Failure> {
-    let sampling = ImageSampling { guidance, temperature: 0.0, seed: 0 };
+    let sampling = ImageSampling { guidance, temperature: 0.0, ..ImageSampling::default() };
     let mode = Mode::Image { unconditional: parts.prompt(&prepared.unconditional, &[])?, sampling };
     parts.generate(Job { prompt: parts.prompt(&prepared.segments, &[])?, mode, emitted: Vec::new() }).await
 }
@@ -126,7 +126,7 @@ fn guided(parts: &mut Parts, cond: &[u32], uncond: &[u32], codes: &[u32], guidan
 }
 
 /// The picture that the reference saved.
-fn compare_picture(
+pub fn compare_picture(
     parts: &Parts,
     quantity: &str,
     name: &Value,

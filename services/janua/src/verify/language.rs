@@ -112,6 +112,12 @@ fn compute(
     for (name, values) in decoded.tensors.iter().filter(|(name, _)| name.starts_with("router.")) {
         close(&format!("decode.{name}"), values);
     }
+    // The first layer's input under the name that the original repositories give it, and which positions of it are a picture's.
+    close("inputs_embeds", seen.tensors.get("hidden.embed").map_or(&[], Vec::as_slice));
+    if let Some(Tensor { values: Values::U8(expected), .. }) = golden.tensor(&format!("{prefix}images_seq_mask")) {
+        let mask: Vec<u8> = rows.iter().map(|row| u8::from(matches!(row, RowInput::Embedding { .. }))).collect();
+        report.same(&format!("{prefix}images_seq_mask"), &mask, expected);
+    }
     Ok(Computed { logits_std: deviation(&prefill_logits), margin, tolerance: parts.tolerances.get("prefill_logits"), routing })
 }
 

@@ -7,11 +7,12 @@
 //! | `report.rs` | the table |
 //! | `runner.rs` | a model driven step by step, in chunks, on a scattered KV cache |
 //! | `model.rs` | what a model folder is made of, and which of its golden keys are notes |
-//! | `language.rs`, `routing.rs`, `vision.rs`, `drawing.rs` | the quantities of model folders |
+//! | `language.rs`, `routing.rs`, `vision.rs`, `drawing.rs`, `flow.rs` | the quantities of model folders |
 //! | `tokenizer.rs`, `preprocess.rs` | the other kinds of folder |
 //! | `wires.rs` | the same prompts through running services |
 
 mod drawing;
+mod flow;
 mod golden;
 mod language;
 mod model;
@@ -52,6 +53,9 @@ pub struct Verify {
     /// Also send the golden prompts through running services, over this wire
     #[arg(long, value_enum)]
     pub wire: Option<WireName>,
+    /// The VAE folder of a model that draws by a flow, when it is not the folder vae in DIR
+    #[arg(long, value_name = "DIR")]
+    pub vae: Option<PathBuf>,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
@@ -84,12 +88,12 @@ pub async fn run(flags: Verify) -> Result<(), Failure> {
     }
     let mut report = Report::default();
     match kind {
-        Kind::Model => Box::pin(model::compare(&flags.dir, &golden, &mut report)).await?,
+        Kind::Model => Box::pin(model::compare(&flags.dir, flags.vae.as_deref(), &golden, &mut report)).await?,
         Kind::Tokenizer => tokenizer::compare(&flags.dir, &golden, &mut report)?,
         Kind::Preprocess => preprocess::compare(&flags.dir, &golden, &mut report)?,
     }
     if let Some(wire) = flags.wire {
-        Box::pin(wires::compare(&flags.dir, wire, &golden, &mut report)).await?;
+        Box::pin(wires::compare(&flags, wire, &golden, &mut report)).await?;
     }
     print(&flags, kind, &report)
 }

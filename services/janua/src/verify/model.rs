@@ -5,7 +5,7 @@ use bytes::Bytes;
 use checkpoint::Checkpoint;
 use domain::{Input, ModelCard, OutputKind, Part, Prompt, Segment};
 use futures::StreamExt;
-use models::{LoadOptions, VisionEncoder};
+use models::{LoadOptions, Painter, VisionEncoder};
 use pixels::Processor;
 use sched::{Engine, EngineConfig};
 use serde_json::Value;
@@ -15,13 +15,14 @@ use super::golden::Golden;
 use super::report::Report;
 use super::runner::Runner;
 use super::tolerance::Tolerances;
-use super::{drawing, language, tokenizer, vision};
+use super::{drawing, flow, language, tokenizer, vision};
 use crate::Failure;
 
 /// KV blocks for the longest golden prompt many times over.
 const KV_BLOCKS: usize = 1024;
-/// The token that stands where a picture goes.
+/// The token that stands where a picture goes, and the one before a picture.
 const PLACEHOLDER: &str = "<image_placeholder>";
+const BEGIN_IMAGE: &str = "<begin_of_image>";
 
 /// Keys of `golden.json` that describe how it was made, or what the reference measured about itself.
 const NOTES: [&str; 14] = [
@@ -52,13 +53,15 @@ pub struct Parts {
     /// Scheduler and sampler, for what is generated.
     pub engine: Engine,
     pub encoder: Option<VisionEncoder>,
+    /// Of a model that draws by a flow.
+    pub painter: Option<Painter>,
     pub processor: Option<Processor>,
     pub tolerances: Tolerances,
 }
 
 /// Compares a model folder.
-pub async fn compare(dir: &Path, golden: &Golden, report: &mut Report) -> Result<(), Failure> {
-    let mut parts = Parts::load(dir, golden)?;
+pub async fn compare(dir: &Path, vae: Option<&Path>, golden: &Golden, report: &mut Report) -> Result<(), Failure> {
+    let mut parts = Parts::load(dir, vae, golden)?;
     for (key, value) in golden.json.as_object().into_iter().flatten() {
         match key.as_str() {
             "prompts" => {
@@ -71,9 +74,10 @@ pub async fn compare(dir: &Path, golden: &Golden, report: &mut Report) -> Result
                     drawing::compare(&mut parts, golden, i, entry, report).await?;
                 }
             }
+            "generation" => flow::compare(&mut parts, golden, value, report).await?,
             "special_ids" => special_ids(&parts, value, report),
             "image_token_id" => report.same(key, &[parts.placeholder()], &super::golden::id(value)),
-            "num_image_tokens" => report.same(key, parts.card.tokens_per_image.map(|n| n as u32).as_slice(), &super::golden::id(value)),
+            "num_image_tokens" => report.same(key, &[parts.patches() as u32], &super::golden::id(value)),
             note if NOTES.contains(&note) || is_remark(value) => {}
             unknown => report.fail(unknown, "not a quantity that this program knows"),
         }
@@ -89,7 +93,7 @@ pub fn is_remark(value: &Value) -> bool {
 }
 
 impl Parts {
-    fn load(dir: &Path, golden: &Golden) -> Result<Self, Failure> {
+    pub fn load(dir: &Path, vae: Option<&Path>, golden: &Golden) -> Result<Self, Failure> {
         let checkpoint = Arc::new(Checkpoint::open(dir).map_err(Failure::input)?);
         checkpoint.scan(&mut |_| {}).map_err(Failure::input)?;
         let options = LoadOptions { kv_blocks: KV_BLOCKS, threads: 0 };
@@ -104,10 +108,16 @@ impl Parts {
         if let (Some(encoder), Some(processor)) = (&encoder, &processor) {
             ::vision::check_sizes(encoder, processor).map_err(|reason| Failure::input(format!("{}: {reason}", dir.display())))?;
         }
+        let card = models::card(&checkpoint).map_err(Failure::input)?;
+        let painter = match card.latent_grid() {
+            Some(_) => models::load_painter(&checkpoint, vae, &models::OnnxOptions::default()).map_err(Failure::input)?,
+            None => None,
+        };
         Ok(Self {
             dir: dir.to_owned(),
             codec: TextCodec::load(&checkpoint).map_err(Failure::input)?,
-            card: models::card(&checkpoint).map_err(Failure::input)?,
+            card,
+            painter,
             runner: Runner::new(load()?),
             engine: Engine::start(load()?, EngineConfig::default()),
             encoder,
@@ -122,12 +132,18 @@ impl Parts {
         self.codec.token_id(PLACEHOLDER).unwrap_or_default()
     }
 
+    /// Rows of a picture that are its own.
+    fn patches(&self) -> usize {
+        self.card.tokens_per_image.unwrap_or(0) - self.encoder.as_ref().map_or(0, VisionEncoder::extra_rows)
+    }
+
     /// The ids of a prepared prompt as the reference writes them: placeholders for every position of a picture.
     pub fn ids(&self, segments: &[PreparedSegment]) -> Vec<u32> {
-        let rows = self.card.tokens_per_image.unwrap_or(0);
+        // Rows beside the patches stand where the reference has the token before a picture.
+        let begin = vec![self.codec.token_id(BEGIN_IMAGE).unwrap_or_default(); self.card.tokens_per_image.unwrap_or(0) - self.patches()];
         let segment = |segment: &PreparedSegment| match segment {
             PreparedSegment::Tokens(ids) => ids.clone(),
-            PreparedSegment::Image(_) => vec![self.placeholder(); rows],
+            PreparedSegment::Image(_) => [&begin[..], &vec![self.placeholder(); self.patches()]].concat(),
         };
         segments.iter().flat_map(segment).collect()
     }
@@ -146,35 +162,7 @@ impl Parts {
 
     /// What the prompt of a golden entry is to the tokenizer, and the files of its pictures.
     pub fn input(&self, entry: &Value) -> Result<Input, Failure> {
-        let mut pictures = self.picture_files(entry)?.into_iter();
-        let mut next = || pictures.next().unwrap_or_default();
-        if let Some(messages) = entry.get("messages") {
-            let mut messages = tokenizer::messages(messages).ok_or_else(|| Failure::input("golden.json: messages that cannot be read"))?;
-            let slots = messages.iter_mut().flat_map(|message| &mut message.parts);
-            slots.filter(|part| matches!(part, Part::Image(_))).for_each(|part| *part = Part::Image(next()));
-            return Ok(Input::Chat(messages));
-        }
-        let text = entry.get("prompt").or_else(|| entry.get("text")).and_then(Value::as_str);
-        let text = text.ok_or_else(|| Failure::input("golden.json: a prompt without text"))?;
-        let mut parts = Vec::new();
-        for (i, piece) in text.split(PLACEHOLDER).enumerate() {
-            if i > 0 {
-                parts.push(Part::Image(next()));
-            }
-            if !piece.is_empty() {
-                parts.push(Part::Text(piece.to_owned()));
-            }
-        }
-        Ok(Input::Completion { parts, bos: true })
-    }
-
-    fn picture_files(&self, entry: &Value) -> Result<Vec<Bytes>, Failure> {
-        let files = entry.get("images").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-        let read = |name: &Value| {
-            let file = self.dir.join(name.as_str().unwrap_or_default());
-            std::fs::read(&file).map(Bytes::from).map_err(|error| Failure::input(format!("{}: {error}", file.display())))
-        };
-        files.iter().map(read).collect()
+        input(&self.dir, entry)
     }
 
     /// Pictures of a prompt as rows for the language model, computed from the files; what the golden files say about the way there is compared.
@@ -214,8 +202,42 @@ fn special_ids(parts: &Parts, expected: &Value, report: &mut Report) {
             "boi" => parts.codec.token_id("<begin_of_image>"),
             "eoi" => parts.codec.token_id("<end_of_image>"),
             "image" => parts.codec.token_id(PLACEHOLDER),
+            "begin_of_generation" => parts.codec.token_id("<｜begin▁of▁generation｜>"),
             _ => None,
         };
         report.same(&format!("special_ids.{name}"), found.as_slice(), &super::golden::id(id));
     }
+}
+
+/// What the prompt of a golden entry is to the tokenizer, and the files of its pictures.
+pub fn input(dir: &Path, entry: &Value) -> Result<Input, Failure> {
+    let mut pictures = picture_files(dir, entry)?.into_iter();
+    let mut next = || pictures.next().unwrap_or_default();
+    if let Some(messages) = entry.get("messages") {
+        let mut messages = tokenizer::messages(messages).ok_or_else(|| Failure::input("golden.json: messages that cannot be read"))?;
+        let slots = messages.iter_mut().flat_map(|message| &mut message.parts);
+        slots.filter(|part| matches!(part, Part::Image(_))).for_each(|part| *part = Part::Image(next()));
+        return Ok(Input::Chat(messages));
+    }
+    let text = entry.get("prompt").or_else(|| entry.get("text")).and_then(Value::as_str);
+    let text = text.ok_or_else(|| Failure::input("golden.json: a prompt without text"))?;
+    let mut parts = Vec::new();
+    for (i, piece) in text.split(PLACEHOLDER).enumerate() {
+        if i > 0 {
+            parts.push(Part::Image(next()));
+        }
+        if !piece.is_empty() {
+            parts.push(Part::Text(piece.to_owned()));
+        }
+    }
+    Ok(Input::Completion { parts, bos: true })
+}
+
+fn picture_files(dir: &Path, entry: &Value) -> Result<Vec<Bytes>, Failure> {
+    let files = entry.get("images").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let read = |name: &Value| {
+        let file = dir.join(name.as_str().unwrap_or_default());
+        std::fs::read(&file).map(Bytes::from).map_err(|error| Failure::input(format!("{}: {error}", file.display())))
+    };
+    files.iter().map(read).collect()
 }

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use domain::{Prompt, Segment};
-use layers::{BLOCK_TOKENS, BlockId, EngineError, Head, LanguageModel, Observer, RowInput, Slice, Step};
+use layers::{BLOCK_TOKENS, BlockId, EngineError, FlowModel, Head, LanguageModel, NoObserver, Observer, RowInput, Slice, Step};
 
 /// Rows per prefill chunk. Servers take larger ones; this one is smaller than any prompt worth comparing and no multiple of a KV block,
 /// so that the borders of chunks and blocks fall in all kinds of places.
@@ -85,11 +85,29 @@ impl Runner {
             let first = step.rows.len();
             step.rows.extend_from_slice(rows);
             let blocks = sequence.blocks.clone();
-            step.slices.push(Slice { rows: first..step.rows.len(), start: sequence.length, blocks, head: Some(head) });
+            step.slices.push(Slice { rows: first..step.rows.len(), start: sequence.length, shift: 0, blocks, head: Some(head) });
             sequence.length += rows.len();
         }
         let output = self.model.forward(&step, seen)?;
         Ok(output.logits.into_iter().map(Option::unwrap_or_default).collect())
+    }
+
+    /// Computes rows behind a sequence in chunks, as if they stood `shift` positions higher, and forgets them. Returns their hidden states
+    /// after the last norm, `[rows, hidden]`.
+    pub fn hidden(&mut self, sequence: &Sequence, rows: &[RowInput], shift: usize) -> Result<Vec<f32>, EngineError> {
+        let (mut hidden, mut start) = (Vec::new(), sequence.length);
+        for chunk in rows.chunks(CHUNK) {
+            let slice = Slice { rows: 0..chunk.len(), start, shift, blocks: sequence.blocks.clone(), head: Some(Head::Hidden) };
+            let output = self.model.forward(&Step { rows: chunk.to_vec(), slices: vec![slice] }, &mut NoObserver)?;
+            hidden.extend(output.hidden.into_iter().flatten().flatten());
+            start += chunk.len();
+        }
+        Ok(hidden)
+    }
+
+    /// What makes the model one that draws by a flow.
+    pub fn flow(&self) -> Result<&dyn FlowModel, EngineError> {
+        self.model.flow().ok_or_else(|| EngineError::Step("the model does not draw by a flow".into()))
     }
 }
 

@@ -50,6 +50,11 @@ fn group(key: &str) -> &'static str {
         _ if name.starts_with("vq.") => "vq",
         _ if name.starts_with("router.") && name.ends_with("weights") => "router weights",
         _ if name.starts_with("router.") => "router logits",
+        _ if name.starts_with("vae.") => "vae",
+        _ if name.starts_with("gen.probe") => "gen.probe",
+        "gen.z_trajectory" => "gen.z_trajectory",
+        "gen.v_trajectory" => "gen.v_trajectory",
+        "inputs_embeds" => "inputs_embeds",
         "image_features" => "image_features",
         "prefill_logits" => "prefill_logits",
         "decode_logits" => "decode_logits",
@@ -103,6 +108,8 @@ mod tests {
             (1.717e-5, 5e-4), // janus t2i logits
             (2.171e-6, 5e-5), // janus vq.*
             (2.3e-5, 5e-4),   // janusflow vae.*
+            (9.4e-6, 2e-4),   // janusflow gen.probe*
+            (3.0e-6, 1e-4),   // janusflow gen.z_trajectory
         ];
         for (measured, expected) in published {
             let found = round_up((FACTOR * measured).max(LEAST));
@@ -116,6 +123,7 @@ mod tests {
             "hidden.embed": {"max_abs": 0.0}, "hidden.layer0": {"max_abs": 2.7e-6}, "t2i0.cfg_logits": {"max_abs": 1.7e-5},
             "t2i0.cond_logits": {"max_abs": 2e-6}, "t2i0.pixels": {"max_abs": 2.8e-6}, "sam.hidden.layer3": {"max_abs": 5.6e-6},
             "router.layer1.logits": {"max_abs": 1e-6}, "decode.router.layer2.logits": {"max_abs": 3.9e-6}, "router.layer1.topk_weights": {"max_abs": 1e-5},
+            "gen.probe0.v": {"max_abs": 1e-6}, "gen.probe1.z_enc": {"max_abs": 9.4e-6}, "gen.z_trajectory": {"max_abs": 3e-6},
         }});
         let tolerances = Tolerances::of(&golden);
         for (key, expected) in [
@@ -124,6 +132,9 @@ mod tests {
             ("t2i3.cond_logits", 5e-4),
             ("t2i0.first_hidden", 1e-4),
             ("vq.pixels", 5e-5),
+            ("gen.probe0.v", 2e-4),
+            ("gen.z_trajectory", 1e-4),
+            ("gen.v_trajectory", 5e-5),
             ("p0.pixel_values", 5e-5),
             ("p1.router.layer2.logits", 1e-4),
             ("p1.decode.router.layer1.topk_weights", 5e-4),

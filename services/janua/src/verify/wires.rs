@@ -9,15 +9,19 @@ use super::golden::{Golden, Tensor, Values};
 use super::language::golden_ids;
 use super::report::Report;
 use super::tolerance::Tolerances;
-use super::{WireName, tokenizer};
+use super::{Verify, WireName, flow, model};
 use crate::Failure;
 use crate::broker::Broker;
 use crate::client::{Door, Events};
 use crate::local::{Local, LocalOptions, model_name};
 use crate::request;
 
+/// Noise for a picture that is drawn with services between and without: the reference's own noise cannot be sent through the public door.
+const SEED: u64 = 7;
+
 /// Sends the golden prompts through services that talk over `wire`, and compares what comes out of the public door.
-pub async fn compare(dir: &Path, wire: WireName, golden: &Golden, report: &mut Report) -> Result<(), Failure> {
+pub async fn compare(flags: &Verify, wire: WireName, golden: &Golden, report: &mut Report) -> Result<(), Failure> {
+    let dir = &flags.dir;
     let (name, broker) = match wire {
         WireName::InProcess => ("in-process", None),
         WireName::Nats => ("nats", Some(Broker::start().await?)),
@@ -26,7 +30,9 @@ pub async fn compare(dir: &Path, wire: WireName, golden: &Golden, report: &mut R
     let mut settings = vec![("mesh.wire".to_owned(), name.to_owned())];
     settings.extend(broker.iter().map(|broker| ("mesh.nats_url".to_owned(), broker.url().to_owned())));
     let model = model_name(dir)?;
-    let local = Local::start(LocalOptions::with_settings(vec![(model.clone(), dir.to_owned())], &settings)?).await?;
+    let mut options = LocalOptions::with_settings(vec![(model.clone(), dir.to_owned())], &settings)?;
+    options.set_vae(flags.vae.as_deref())?;
+    let local = Local::start(options).await?;
     let door = Door::of(&local, &model).await?;
     for (i, entry) in golden.list("prompts").iter().enumerate() {
         let expected = golden_ids(golden, &format!("p{i}.generated_ids"), &entry["generated_ids"]);
@@ -38,8 +44,26 @@ pub async fn compare(dir: &Path, wire: WireName, golden: &Golden, report: &mut R
         report.same(&format!("{name}: t2i{i}.image_ids"), &codes, &golden_ids(golden, &format!("t2i{i}.image_ids"), &entry["image_ids"]));
         compare_levels(golden, &format!("t2i{i}"), name, &levels, report);
     }
+    if let Some(entry) = golden.json.get("generation") {
+        let levels = flowed(&door, dir, entry).await?;
+        let expected = flow::direct(dir, flags.vae.as_deref(), golden, entry, SEED).await?;
+        report.levels(&format!("{name}: the picture of seed {SEED}"), &levels.data, &expected, |_| 0);
+    }
     local.drain().await;
     Ok(())
+}
+
+/// The decoded file of the golden example of a flow, drawn from [`SEED`].
+async fn flowed(door: &Door, dir: &Path, entry: &Value) -> Result<pixels::Rgb, Failure> {
+    let sampling = v1::ImageSampling {
+        guidance: entry.get("cfg_weight").and_then(Value::as_f64).map(|weight| weight as f32),
+        steps: entry.get("num_inference_steps").and_then(Value::as_u64).map(|steps| steps as u32),
+        seed: Some(SEED),
+        ..v1::ImageSampling::default()
+    };
+    let mut stream = door.generate(input(dir, entry)?, v1::OutputKind::Image, None, Some(sampling)).await?;
+    let image = last_image(&mut stream).await?;
+    pixels::decode(&image.data, &pixels::Limits::default()).map_err(Failure::software)
 }
 
 /// Token ids of the greedy continuation of a golden prompt.
@@ -92,16 +116,8 @@ fn compare_levels(golden: &Golden, prompt: &str, wire: &str, picture: &pixels::R
 
 /// A golden prompt as a client would write it.
 fn input(dir: &Path, entry: &Value) -> Result<v1::generate_request::Input, Failure> {
-    let files = entry.get("images").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-    let files: Vec<_> = files.iter().filter_map(Value::as_str).map(|name| dir.join(name)).collect();
-    let mut pictures = request::pictures(&files)?.into_iter();
-    if let Some(text) = entry.get("prompt").and_then(Value::as_str) {
-        return Ok(request::completion(vec![request::text(text)]));
-    }
-    let messages = tokenizer::messages(&entry["messages"]).ok_or_else(|| Failure::input("golden.json: messages that cannot be read"))?;
-    let mut conversation = wire::input::to_conversation(&messages);
-    let parts = conversation.messages.iter_mut().flat_map(|message| &mut message.parts);
-    let places = parts.filter(|part| matches!(part.part, Some(v1::part::Part::Image(_))));
-    places.zip(&mut pictures).for_each(|(place, picture)| *place = picture);
-    Ok(v1::generate_request::Input::Chat(conversation))
+    Ok(match model::input(dir, entry)? {
+        domain::Input::Chat(messages) => v1::generate_request::Input::Chat(wire::input::to_conversation(&messages)),
+        domain::Input::Completion { parts, .. } => request::completion(wire::input::to_parts(&parts)),
+    })
 }

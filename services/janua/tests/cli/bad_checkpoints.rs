@@ -70,6 +70,38 @@ async fn a_missing_folder_is_named() {
     assert!(line.contains("/no/such/folder"), "{line}");
 }
 
+/// A model that draws by a flow needs a VAE: in its own folder, or where the settings say.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_vae_is_named_with_its_remedy() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, vae) = (folder.path().join("flow"), folder.path().join("elsewhere"));
+    for (from, to) in [(testkit::fixture("janusflow"), &model), (testkit::fixture("janusflow").join("vae"), &vae)] {
+        fs::create_dir(to).unwrap();
+        for file in fs::read_dir(from).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file()) {
+            fs::copy(&file, to.join(file.file_name().unwrap())).unwrap();
+        }
+    }
+    let (model, vae) = (model.display().to_string(), vae.display().to_string());
+    let missing = format!("{model}/vae");
+    let named = |line: &str| assert!(line.contains(&missing) && line.contains("--vae"), "{line}");
+    named(janua(&["serve", "--model", &format!("tiny={model}"), "--listen", "127.0.0.1:0", "--json"]).await.failure(66));
+    named(janua(&["verify", &model]).await.failure(66));
+    let doctor = ["doctor", "--model", &model, "--set", "router.listen=127.0.0.1:0"];
+    let found = janua(&doctor).await;
+    assert_eq!(found.code, Some(1), "{found:#?}");
+    named(&found.stdout);
+    let wrong = janua(&["verify", &model, "--vae", &format!("{vae}/no")]).await;
+    assert!(wrong.failure(66).contains("elsewhere/no"), "{wrong:#?}");
+
+    janua(&["verify", &model, "--vae", &vae, "--json"]).await.ok();
+    janua(&[&doctor[..], &["--vae", &vae]].concat()).await.ok();
+    let out = folder.path().join("out.png").display().to_string();
+    let flags =
+        ["image", "--model-dir", &model, "--vae", &vae, "--steps", "2", "--solver", "heun", "--seed", "1", "--out", &out, "a lantern"];
+    janua(&flags).await.ok();
+    assert!(fs::metadata(&out).unwrap().len() > 0);
+}
+
 /// A copy of a good checkpoint, broken.
 fn broken(break_it: &fn(&Path)) -> TempDir {
     let folder = tempfile::tempdir().unwrap();

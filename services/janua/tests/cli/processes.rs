@@ -172,6 +172,76 @@ async fn a_killed_language_worker_is_not_noticed(wire: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_worker_killed_while_it_draws_is_not_noticed_over_nats() {
+    a_worker_killed_while_it_draws_is_not_noticed("nats").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_killed_while_it_draws_is_not_noticed_over_direct() {
+    a_worker_killed_while_it_draws_is_not_noticed("direct").await;
+}
+
+async fn a_worker_killed_while_it_draws_is_not_noticed(wire: &str) {
+    let mut installation = Installation::start(wire, &fixture("janusflow")).await;
+    let client = client(&installation.address).await;
+    let draw = |i: usize| {
+        let part = v1::Part { part: Some(v1::part::Part::Text(format!("Harbor {i} with bright clouds."))) };
+        v1::GenerateRequest {
+            input: Some(v1::generate_request::Input::Completion(v1::Completion { parts: vec![part], omit_bos: false })),
+            output: v1::OutputKind::Image.into(),
+            image: Some(v1::ImageSampling { steps: Some(DRAWING_STEPS), seed: Some(i as u64), solver: 2, ..v1::ImageSampling::default() }),
+            ..v1::GenerateRequest::default()
+        }
+    };
+    let begin = |i: usize| {
+        let mut client = client.clone();
+        async move { client.generate(draw(i)).await.unwrap().into_inner() }
+    };
+    let expected = join_all((0..DRAWINGS).map(async |i| drawn(&mut begin(i).await, u32::MAX).await.unwrap())).await;
+
+    // All drawings are in the middle when one of the two workers dies.
+    let middle = async |i: usize| {
+        let mut stream = begin(i).await;
+        assert!(drawn(&mut stream, 5).await.is_none());
+        stream
+    };
+    let streams = join_all((0..DRAWINGS).map(middle)).await;
+    let killed = installation.servers.remove("language-1").unwrap();
+    killed.signal("KILL");
+    assert_eq!(killed.wait().await.code(), None, "it had no time to say goodbye");
+    let finish = streams.into_iter().map(async |mut stream| drawn(&mut stream, u32::MAX).await.unwrap());
+    for (i, image) in join_all(finish).await.into_iter().enumerate() {
+        assert!(image == expected[i], "drawing {i} is the same picture");
+    }
+    let carried = counter(&installation.metrics, "janua_router_retries_total").await;
+    assert!(carried >= 1.0, "the dead worker had drawings, and they were carried over");
+    installation.stop().await;
+}
+
+/// Enough that both workers have some, and steps far beyond those before the kill.
+const DRAWINGS: usize = 10;
+const DRAWING_STEPS: u32 = 150;
+
+/// Reads a drawing until step `goal`, or to its picture. Progress never goes back.
+async fn drawn(stream: &mut Streaming<v1::GenerateResponse>, goal: u32) -> Option<v1::GeneratedImage> {
+    let (mut image, mut done) = (None, 0);
+    while let Some(message) = tokio::time::timeout(LIMIT, stream.message()).await.expect("the stream goes on").unwrap() {
+        match message.event {
+            Some(Event::ImageProgress(progress)) => {
+                assert!(progress.done >= done && progress.total == DRAWING_STEPS, "{progress:?} after {done}");
+                done = progress.done;
+                if done >= goal {
+                    return None;
+                }
+            }
+            Some(Event::Image(finished)) => image = Some(finished),
+            _ => {}
+        }
+    }
+    image
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn pictures_are_cached_in_redis_and_missed_without_it() {
     let mut installation = Installation::start("nats", &fixture("janus")).await;
     let mut client = client(&installation.address).await;

@@ -8,7 +8,7 @@ use testkit::fixture;
 
 use crate::child::janua;
 
-const FIXTURES: [&str; 15] = [
+const FIXTURES: [&str; 16] = [
     "llama",
     "llama_gqa",
     "moe_v1",
@@ -17,6 +17,7 @@ const FIXTURES: [&str; 15] = [
     "janus",
     "deepseek_vl",
     "deepseek_vl_hybrid",
+    "janusflow",
     "preprocess",
     "tokenizers/llm",
     "tokenizers/v2",
@@ -47,6 +48,9 @@ async fn every_wire_gives_the_same() {
         ("deepseek_vl", "nats"),
         ("deepseek_vl_hybrid", "in-process"),
         ("deepseek_vl_hybrid", "direct"),
+        ("janusflow", "in-process"),
+        ("janusflow", "nats"),
+        ("janusflow", "direct"),
     ] {
         let report = janua(&["verify", fixture(name).to_str().unwrap(), "--wire", wire, "--json"]).await.ok().json().remove(0);
         let rows = report["rows"].as_array().unwrap();

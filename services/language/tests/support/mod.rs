@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use checkpoint::Checkpoint;
-use domain::{Embeddings, Event, ImageSampling, Job, Mode, ModelCard, Prompt, Sampling, Segment};
+use domain::{Embeddings, Event, FlowState, ImageSampling, Job, Latent, Mode, ModelCard, Prompt, Sampling, Segment};
 use futures::StreamExt;
 use layers::{BLOCK_TOKENS, EngineError, Head, LanguageModel, Observer, RowInput, Step, StepOutput};
 use mesh::{Channel, MAX_MESSAGE_BYTES, Mesh, Target};
@@ -125,7 +125,7 @@ pub fn llama(prompt: usize) -> (Job, Vec<u32>) {
 pub fn drawing() -> (Job, Vec<u32>) {
     let golden = Golden::open("janus");
     let unconditional = Prompt::tokens(golden.ids("t2i0.uncond_ids"));
-    let sampling = ImageSampling { guidance: 5.0, temperature: 0.0, seed: 0 };
+    let sampling = ImageSampling { guidance: 5.0, temperature: 0.0, ..ImageSampling::default() };
     let prompt = Prompt::tokens(golden.ids("t2i0.cond_ids"));
     (Job { prompt, mode: Mode::Image { unconditional, sampling }, emitted: Vec::new() }, golden.ids("t2i0.image_ids"))
 }
@@ -139,6 +139,21 @@ pub fn question() -> (Job, Vec<u32>) {
     let rest = Segment::Tokens(input[first + picture.rows()..].to_vec());
     let segments = vec![Segment::Tokens(input[..first].to_vec()), Segment::Embeddings(picture), rest];
     (greedy(Prompt { segments }, expected.len()), expected)
+}
+
+/// The flow of the janusflow fixture with this many steps; without `from`, from the noise of seed 0.
+pub fn flow(steps: u32, from: Option<FlowState>) -> Job {
+    let golden = Golden::open("janusflow");
+    let ids = golden.ids("gen.cond_ids");
+    let sampling = ImageSampling { guidance: 2.0, steps, ..ImageSampling::default() };
+    let mode = Mode::Flow { unconditional: Prompt::tokens(vec![ids[0]]), sampling, estimate_every: Some(2), from };
+    Job { prompt: Prompt::tokens(ids[..ids.len() - 1].to_vec()), mode, emitted: Vec::new() }
+}
+
+/// The maps of the reference flow, its noise first.
+pub fn maps() -> Vec<Latent> {
+    let values = Golden::open("janusflow").words("gen.z_trajectory", f32::from_le_bytes);
+    values.chunks(4 * 12 * 12).map(|map| Latent { channels: 4, rows: 12, columns: 12, values: map.into() }).collect()
 }
 
 /// More outputs than are buffered for a reader: unread, it cannot finish.
@@ -180,6 +195,6 @@ impl LanguageModel for Puppet {
         }
         assert!(!has(2), "the puppet fell");
         let logits = step.slices.iter().map(|slice| (slice.head == Some(Head::Text)).then(|| vec![0.0; 8]));
-        Ok(StepOutput { logits: logits.collect() })
+        Ok(StepOutput { logits: logits.collect(), ..StepOutput::default() })
     }
 }

@@ -91,6 +91,11 @@ impl Config {
         self.models.clone()
     }
 
+    /// The VAE folder that was named for a model.
+    pub fn vae(&self, model: &str) -> Option<PathBuf> {
+        self.models.iter().find(|known| known.name == model)?.vae.clone()
+    }
+
     /// Adds the model of a `--model` flag, `NAME=PATH` or a path alone, whose last part is then the name. A model of the same name gets the
     /// new path.
     pub fn add_model(&mut self, flag: &str) -> Result<(), ConfigError> {
@@ -103,6 +108,25 @@ impl Config {
             Some(known) => *known = model,
             None => self.models.push(model),
         }
+        Ok(())
+    }
+
+    /// Sets the VAE folder of a `--vae` flag: `NAME=PATH` for the model of that name, a path alone for the only model.
+    pub fn add_vae(&mut self, flag: &str) -> Result<(), ConfigError> {
+        let origin = Origin::Flag("--vae".to_owned());
+        let refuse = |reason: String| Err(ConfigError::key("models", "vae", &origin, reason));
+        let (model, path) = match (flag.split_once('='), self.models.as_mut_slice()) {
+            (Some((name, path)), models) => match models.iter_mut().find(|model| model.name == name) {
+                Some(model) => (model, path),
+                None => return refuse(format!("there is no model {name}")),
+            },
+            (None, [model]) => (model, flag),
+            (None, models) => return refuse(format!("{} models: which one is meant? NAME=PATH says so", models.len())),
+        };
+        if path.is_empty() {
+            return refuse("the path is empty".to_owned());
+        }
+        model.vae = Some(PathBuf::from(path));
         Ok(())
     }
 

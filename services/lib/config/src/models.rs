@@ -15,6 +15,9 @@ pub struct ModelConfig {
     pub name: String,
     /// Taken from the working directory when relative.
     pub path: PathBuf,
+    /// Folder of the VAE, for a model that draws by a flow; without it the folder `vae` in `path`.
+    #[serde(default)]
+    pub vae: Option<PathBuf>,
 }
 
 impl ModelConfig {
@@ -22,7 +25,7 @@ impl ModelConfig {
     pub(crate) fn parse(text: &str, origin: &Origin) -> Result<Self, ConfigError> {
         let (name, path) =
             text.split_once('=').ok_or_else(|| ConfigError::key("models", "", origin, format!("{text:?} is not NAME=PATH")))?;
-        Self { name: name.to_owned(), path: PathBuf::from(path) }.checked(origin)
+        Self { name: name.to_owned(), path: PathBuf::from(path), vae: None }.checked(origin)
     }
 
     fn checked(self, origin: &Origin) -> Result<Self, ConfigError> {
@@ -33,6 +36,9 @@ impl ModelConfig {
         }
         if self.path.as_os_str().is_empty() {
             return Err(ConfigError::key("models", "path", origin, format!("the path of model {} is empty", self.name)));
+        }
+        if self.vae.as_ref().is_some_and(|vae| vae.as_os_str().is_empty()) {
+            return Err(ConfigError::key("models", "vae", origin, format!("the VAE folder of model {} is empty", self.name)));
         }
         Ok(self)
     }

@@ -158,10 +158,26 @@ fn models_from_file_variable_and_flag() {
 }
 
 #[test]
+fn vae_folders_from_file_and_flag() {
+    let file = "[[models]]\nname = 'a'\npath = 'x'\nvae = 'v'\n[[models]]\nname = 'b'\npath = 'y'\n";
+    let mut config = resolve(file, &[], &[]).unwrap();
+    assert_eq!((config.vae("a"), config.vae("b"), config.vae("c")), (Some("v".into()), None, None));
+    config.add_vae("b=some/vae").unwrap();
+    assert_eq!(config.vae("b"), Some("some/vae".into()));
+    assert_eq!(config.add_vae("c=w").unwrap_err().to_string(), "models.vae: there is no model c (from --vae)");
+    assert_eq!(config.add_vae("w").unwrap_err().to_string(), "models.vae: 2 models: which one is meant? NAME=PATH says so (from --vae)");
+    assert_eq!(config.add_vae("a=").unwrap_err().to_string(), "models.vae: the path is empty (from --vae)");
+    let mut alone = resolve("", &[("JANUA_MODELS", "d=1")], &[]).unwrap();
+    alone.add_vae("w").unwrap();
+    assert_eq!(alone.vae("d"), Some("w".into()));
+}
+
+#[test]
 fn bad_models_are_named() {
     for (file, expected) in [
         ("[[models]]\nname = 'a b'\npath = 'x'", "models.name: \"a b\""),
         ("[[models]]\nname = 'a'\npath = ''", "models.path: "),
+        ("[[models]]\nname = 'a'\npath = 'x'\nvae = ''", "models.vae: "),
         ("[[models]]\nname = 'a'", "models[0]: missing field `path`"),
         ("[[models]]\nname = 'a'\npath = 'x'\nsize = 1", "models[0]: unknown field `size`"),
         ("[[models]]\nname = 'a'\npath = 'x'\n[[models]]\nname = 'a'\npath = 'y'", "models.name: a is named twice"),

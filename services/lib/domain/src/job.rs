@@ -1,4 +1,4 @@
-use crate::{ImageSampling, Prompt, Sampling};
+use crate::{ImageSampling, Latent, Prompt, Sampling};
 
 /// One sequence for the language model (a pair, with guidance).
 #[derive(Debug, Clone, PartialEq)]
@@ -23,4 +23,24 @@ pub enum Mode {
         unconditional: Prompt,
         sampling: ImageSampling,
     },
+    /// The latent map of an image, reached from noise in steps.
+    Flow {
+        /// The beginning of the prompt that unconditional rows see, at the prompt's first positions. What follows the prompt stands at the
+        /// same rotary positions for both.
+        unconditional: Prompt,
+        sampling: ImageSampling,
+        /// Estimate the finished map after every so many steps.
+        estimate_every: Option<u32>,
+        /// Where an earlier worker has come to; `None` begins with the noise of the seed.
+        from: Option<FlowState>,
+    },
+}
+
+/// A flow between two steps.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FlowState {
+    /// Steps taken.
+    pub done: u32,
+    /// The map after them.
+    pub z: Latent,
 }

@@ -5,6 +5,7 @@
 
 mod error;
 mod job;
+mod latent;
 mod model;
 mod output;
 mod prompt;
@@ -12,9 +13,10 @@ mod request;
 mod sampling;
 
 pub use error::Invalid;
-pub use job::{Job, Mode};
-pub use model::{CodeGrid, ModelCard};
+pub use job::{FlowState, Job, Mode};
+pub use latent::{Drawing, Latent};
+pub use model::{Canvas, CodeGrid, LatentGrid, ModelCard};
 pub use output::{Event, FinishReason, Logprob, TokenLogprobs};
 pub use prompt::{Embeddings, Prompt, Segment};
 pub use request::{Input, Message, OutputKind, Part, Role};
-pub use sampling::{ImageFormat, ImageSampling, Sampling};
+pub use sampling::{ImageFormat, ImageSampling, Sampling, Solver};

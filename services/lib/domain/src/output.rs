@@ -1,3 +1,5 @@
+use crate::{FlowState, Latent};
+
 /// A token and the natural logarithm of its probability (after penalties, before temperature and truncation).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Logprob {
@@ -22,7 +24,7 @@ pub enum FinishReason {
     Length,
 }
 
-/// What the language model emits for one job: one `Prefilled`, then outputs, then `Finished`.
+/// What the language model emits for one job: one `Prefilled`, then outputs or steps of a flow, then `Finished`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     Prefilled {
@@ -33,6 +35,14 @@ pub enum Event {
     Output {
         id: u32,
         logprobs: Option<TokenLogprobs>,
+    },
+    /// A step of a flow.
+    Flow {
+        state: FlowState,
+        /// Steps in all.
+        total: u32,
+        /// What the finished map would be if the velocity stayed as it is, when it was asked for.
+        estimate: Option<Latent>,
     },
     Finished(FinishReason),
 }

@@ -53,15 +53,42 @@ impl Sampling {
 pub struct ImageSampling {
     /// `uncond + guidance * (cond - uncond)`.
     pub guidance: f32,
-    /// 0 = greedy.
+    /// 0 = greedy. Means nothing to a flow.
     pub temperature: f32,
     pub seed: u64,
+    /// Steps of a flow; means nothing to codes.
+    pub steps: u32,
+    /// How a flow takes a step.
+    pub solver: Solver,
 }
 
 impl Default for ImageSampling {
-    /// The defaults of Janus (spec: janus.md section 4).
+    /// The defaults of Janus and, for the steps, of JanusFlow (spec: janus.md section 4, janusflow.md section 2).
     fn default() -> Self {
-        Self { guidance: 5.0, temperature: 1.0, seed: 0 }
+        Self { guidance: 5.0, temperature: 1.0, seed: 0, steps: 30, solver: Solver::Euler }
+    }
+}
+
+/// How a step of a flow is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Solver {
+    /// First order: one evaluation.
+    #[default]
+    Euler,
+    /// Second order: the mean of the velocities at both ends.
+    Heun,
+    /// Second order: the velocity in the middle.
+    Midpoint,
+}
+
+impl Solver {
+    /// As written in files and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Euler => "euler",
+            Self::Heun => "heun",
+            Self::Midpoint => "midpoint",
+        }
     }
 }
 

@@ -14,6 +14,9 @@ pub struct Args {
     /// Serve the checkpoint in folder PATH under NAME; may be given several times
     #[arg(long = "model", value_name = "NAME=PATH")]
     pub models: Vec<String>,
+    /// The VAE folder of a model that draws by a flow, when it is not the folder vae in the model's; may be given several times
+    #[arg(long, value_name = "[NAME=]PATH")]
+    pub vae: Vec<String>,
     /// Override one setting; may be given several times
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE", value_parser = setting)]
     pub settings: Vec<(String, String)>,
@@ -28,6 +31,7 @@ impl Args {
         let file = self.config.clone().or_else(config::default_file);
         let mut config = Config::load(file.as_deref(), &self.settings)?;
         self.models.iter().try_for_each(|model| config.add_model(model))?;
+        self.vae.iter().try_for_each(|vae| config.add_vae(vae))?;
         Ok(config)
     }
 

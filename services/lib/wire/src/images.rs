@@ -1,13 +1,38 @@
-//! The code maps that become pictures.
+//! The code maps and latent maps that become pictures.
 
 use std::collections::HashMap;
 
-use domain::{CodeGrid, Invalid};
+use domain::{Canvas, CodeGrid, Drawing, Invalid, Latent, LatentGrid};
+use proto::v1;
 
 const MAX_METADATA_ENTRIES: usize = 64;
 const MAX_METADATA_BYTES: usize = 64 << 10;
 /// The longest keyword that a PNG text chunk takes.
 const MAX_KEY_BYTES: usize = 79;
+
+/// What a request to the Images service wants painted, checked against what the model's images are made of.
+pub fn drawing(codes: Vec<u32>, latent: Option<&v1::Latent>, canvas: Canvas) -> Result<Drawing, Invalid> {
+    match (canvas, latent) {
+        (Canvas::Codes(_), Some(_)) => Err(Invalid::new("latent", "the model's images are made of codes")),
+        (Canvas::Codes(grid), None) => self::codes(&codes, grid).map(|()| Drawing::Codes(codes)),
+        (Canvas::Latent(_), _) if !codes.is_empty() => Err(Invalid::new("codes", "the model's images are made of a latent map")),
+        (Canvas::Latent(_), None) => Err(Invalid::new("latent", "a latent map is needed")),
+        (Canvas::Latent(grid), Some(latent)) => self::latent(latent, grid).map(Drawing::Latent),
+    }
+}
+
+/// A latent map of exactly this shape.
+fn latent(message: &v1::Latent, grid: LatentGrid) -> Result<Latent, Invalid> {
+    let latent = crate::latent::latent(message, "latent")?;
+    if latent.fits(grid) {
+        return Ok(latent);
+    }
+    let reason = format!(
+        "{} x {} x {} values, the image has {} x {} x {}",
+        latent.channels, latent.rows, latent.columns, grid.channels, grid.rows, grid.columns
+    );
+    Err(Invalid::new("latent", reason))
+}
 
 /// Codes of a request to the Images service, checked against the grid they are for.
 pub fn codes(codes: &[u32], grid: CodeGrid) -> Result<(), Invalid> {

@@ -1,9 +1,11 @@
 //! Messages of the Language service.
 
-use domain::{Event, FinishReason, ImageSampling, Invalid, Job, Logprob, Mode, Prompt, Sampling, Segment, TokenLogprobs};
+use domain::{
+    Event, FinishReason, FlowState, ImageSampling, Invalid, Job, Latent, Logprob, Mode, Prompt, Sampling, Segment, TokenLogprobs,
+};
 use proto::v1;
 
-use crate::{sampling, vision};
+use crate::{latent, sampling, vision};
 
 /// `LanguageRequest` from the wire.
 pub fn job(request: v1::LanguageRequest) -> Result<Job, Invalid> {
@@ -15,7 +17,13 @@ pub fn job(request: v1::LanguageRequest) -> Result<Job, Invalid> {
             unconditional: prompt(image.unconditional, "image.unconditional")?,
             sampling: sampling::image(image.sampling, &ImageSampling::default())?.sampling,
         },
-        None => return Err(Invalid::new("mode", "one of `text` and `image` is needed")),
+        Some(v1::language_request::Mode::Flow(flow)) => Mode::Flow {
+            unconditional: prompt(flow.unconditional, "flow.unconditional")?,
+            sampling: sampling::image(flow.sampling, &ImageSampling::default())?.sampling,
+            estimate_every: Some(flow.estimate_every).filter(|&every| every > 0),
+            from: flow.from.map(|state| flow_state(state, "flow.from")).transpose()?,
+        },
+        None => return Err(Invalid::new("mode", "one of `text`, `image` and `flow` is needed")),
     };
     Ok(Job { prompt: prompt(request.prompt, "prompt")?, mode, emitted: request.emitted })
 }
@@ -31,6 +39,12 @@ pub fn to_request(job: &Job) -> v1::LanguageRequest {
             unconditional: to_prompt(unconditional),
             sampling: Some(sampling::to_image(sampling)),
         }),
+        Mode::Flow { unconditional, sampling, estimate_every, from } => v1::language_request::Mode::Flow(v1::FlowMode {
+            unconditional: to_prompt(unconditional),
+            sampling: Some(sampling::to_flow(sampling)),
+            estimate_every: estimate_every.unwrap_or(0),
+            from: from.as_ref().map(to_flow_state),
+        }),
     };
     v1::LanguageRequest { prompt: to_prompt(&job.prompt), mode: Some(mode), emitted: job.emitted.clone() }
 }
@@ -44,6 +58,11 @@ pub fn to_response(event: Event) -> v1::LanguageResponse {
         Event::Output { id, logprobs } => v1::language_response::Event::Outputs(v1::Outputs {
             ids: vec![id],
             logprobs: logprobs.as_ref().map(to_token_logprobs).into_iter().collect(),
+        }),
+        Event::Flow { state, total, estimate } => v1::language_response::Event::Flow(v1::FlowStep {
+            state: Some(to_flow_state(&state)),
+            total,
+            estimate: estimate.as_ref().map(latent::to_latent),
         }),
         Event::Finished(reason) => v1::language_response::Event::Finished(to_finish_reason(reason).into()),
     };
@@ -74,6 +93,7 @@ pub fn events(response: v1::LanguageResponse) -> Result<Vec<Event>, Invalid> {
             Ok(vec![Event::Prefilled { prompt_tokens: p.prompt_tokens, cached_tokens: p.cached_tokens }])
         }
         Some(v1::language_response::Event::Outputs(outputs)) => self::outputs(outputs),
+        Some(v1::language_response::Event::Flow(step)) => flow_step(step).map(|event| vec![event]),
         Some(v1::language_response::Event::Finished(reason)) => Ok(vec![Event::Finished(finish_reason(reason)?)]),
         None => Err(Invalid::new("event", "an event is needed")),
     }
@@ -114,6 +134,21 @@ fn token_logprobs(message: v1::TokenLogprobs) -> Result<TokenLogprobs, Invalid> 
     let entry = |l: v1::Logprob| Logprob { token_id: l.token_id, logprob: l.logprob };
     let chosen = message.chosen.ok_or_else(|| Invalid::new("outputs.logprobs.chosen", "the chosen token is needed"))?;
     Ok(TokenLogprobs { chosen: entry(chosen), top: message.top.into_iter().map(entry).collect() })
+}
+
+fn flow_step(step: v1::FlowStep) -> Result<Event, Invalid> {
+    let state = flow_state(step.state.unwrap_or_default(), "flow.state")?;
+    let estimate = step.estimate.map(|map| latent::latent(&map, "flow.estimate")).transpose()?;
+    Ok(Event::Flow { state, total: step.total, estimate })
+}
+
+fn flow_state(state: v1::FlowState, field: &str) -> Result<FlowState, Invalid> {
+    let z: Latent = latent::latent(&state.z.unwrap_or_default(), &format!("{field}.z"))?;
+    Ok(FlowState { done: state.done, z })
+}
+
+fn to_flow_state(state: &FlowState) -> v1::FlowState {
+    v1::FlowState { done: state.done, z: Some(latent::to_latent(&state.z)) }
 }
 
 fn prompt(segments: Vec<v1::PromptSegment>, field: &str) -> Result<Prompt, Invalid> {

@@ -6,6 +6,7 @@
 pub mod images;
 pub mod input;
 pub mod language;
+pub mod latent;
 pub mod model;
 pub mod sampling;
 pub mod status;

@@ -1,10 +1,12 @@
 //! Sampling parameters: ranges, defaults, and the way back.
 
-use domain::{ImageFormat, ImageSampling, Invalid, Sampling};
+use domain::{Canvas, ImageFormat, ImageSampling, Invalid, Sampling, Solver};
 use proto::v1;
 
 /// Most completions or images that one request may ask for.
 pub const MAX_CHOICES: u32 = 16;
+/// Most steps of a flow.
+pub const MAX_STEPS: u32 = 1000;
 /// Most alternatives per position that log-probabilities may list.
 pub const MAX_TOP_LOGPROBS: u32 = 20;
 const MAX_STOP_STRINGS: usize = 16;
@@ -71,9 +73,35 @@ pub fn image(sampling: Option<v1::ImageSampling>, defaults: &ImageSampling) -> R
         guidance: real("image.guidance", s.guidance, defaults.guidance, 0.0, 100.0)?,
         temperature: real("image.temperature", s.temperature, defaults.temperature, 0.0, 100.0)?,
         seed: s.seed.unwrap_or(0),
+        steps: s.steps.unwrap_or(defaults.steps),
+        solver: solver("image.solver", s.solver, defaults.solver)?,
     };
+    count("image.steps", resolved.steps, 1, MAX_STEPS)?;
     let preview_every = s.preview_every.filter(|&every| every > 0);
     Ok(ImageRequest { sampling: resolved, given_seed: s.seed, n, preview_every, format: format("image.format", s.format)? })
+}
+
+/// Refuses what means nothing to a model whose images are made of `canvas`: a client that sets it expects something that will not happen.
+pub fn suits(sampling: &v1::ImageSampling, canvas: Canvas) -> Result<(), Invalid> {
+    let (steps, solver, temperature) = (sampling.steps.is_some(), sampling.solver != 0, sampling.temperature.is_some());
+    let (field, reason) = match canvas {
+        Canvas::Codes(_) if steps => ("image.steps", "this model draws code by code: it has no steps"),
+        Canvas::Codes(_) if solver => ("image.solver", "this model draws code by code: it has no steps to solve"),
+        Canvas::Latent(_) if temperature => ("image.temperature", "this model draws by a flow: it has no temperature"),
+        Canvas::Codes(_) | Canvas::Latent(_) => return Ok(()),
+    };
+    Err(Invalid::new(field, reason))
+}
+
+/// How a step of a flow is taken; absent means `default`.
+fn solver(field: &str, value: i32, default: Solver) -> Result<Solver, Invalid> {
+    match v1::FlowSolver::try_from(value) {
+        Ok(v1::FlowSolver::Unspecified) => Ok(default),
+        Ok(v1::FlowSolver::Euler) => Ok(Solver::Euler),
+        Ok(v1::FlowSolver::Heun) => Ok(Solver::Heun),
+        Ok(v1::FlowSolver::Midpoint) => Ok(Solver::Midpoint),
+        Err(_) => Err(Invalid::new(field, format!("{value} is not a FlowSolver"))),
+    }
 }
 
 /// An image format; absent means PNG.
@@ -104,9 +132,29 @@ pub fn to_text(s: &Sampling) -> v1::Sampling {
     }
 }
 
-/// Resolved image sampling for the wire.
+/// Resolved sampling of codes for the wire.
 pub fn to_image(s: &ImageSampling) -> v1::ImageSampling {
     v1::ImageSampling { guidance: Some(s.guidance), temperature: Some(s.temperature), seed: Some(s.seed), ..v1::ImageSampling::default() }
+}
+
+/// Resolved sampling of a flow for the wire.
+pub fn to_flow(s: &ImageSampling) -> v1::ImageSampling {
+    v1::ImageSampling {
+        guidance: Some(s.guidance),
+        seed: Some(s.seed),
+        steps: Some(s.steps),
+        solver: to_solver(s.solver).into(),
+        ..v1::ImageSampling::default()
+    }
+}
+
+/// A solver for the wire.
+pub fn to_solver(solver: Solver) -> v1::FlowSolver {
+    match solver {
+        Solver::Euler => v1::FlowSolver::Euler,
+        Solver::Heun => v1::FlowSolver::Heun,
+        Solver::Midpoint => v1::FlowSolver::Midpoint,
+    }
 }
 
 /// An image format for the wire.

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use bytes::Bytes;
-use domain::{ImageSampling, Invalid, Sampling};
+use domain::{Canvas, CodeGrid, ImageSampling, Invalid, LatentGrid, Sampling};
 use proto::v1;
 use wire::input::InputLimits;
 
@@ -46,10 +46,58 @@ fn image_sampling_outside_its_range_names_the_field() {
         ("image.temperature", v1::ImageSampling { temperature: Some(101.0), ..Default::default() }),
         ("image.n", v1::ImageSampling { n: Some(0), ..Default::default() }),
         ("image.format", v1::ImageSampling { format: 9, ..Default::default() }),
+        ("image.steps", v1::ImageSampling { steps: Some(0), ..Default::default() }),
+        ("image.steps", v1::ImageSampling { steps: Some(1001), ..Default::default() }),
+        ("image.solver", v1::ImageSampling { solver: 9, ..Default::default() }),
     ];
     for (name, sampling) in rows {
         assert_eq!(field(wire::sampling::image(Some(sampling), &ImageSampling::default())), name);
     }
+}
+
+const CODES: Canvas = Canvas::Codes(CodeGrid { rows: 2, columns: 2, codebook_size: 9 });
+const LATENT: Canvas = Canvas::Latent(LatentGrid { channels: 1, rows: 2, columns: 2, positions: 2 });
+
+/// What means nothing to a model is refused rather than ignored.
+#[test]
+fn sampling_of_the_other_kind_of_model_names_the_field() {
+    let of = |set: fn(&mut v1::ImageSampling)| {
+        let mut sampling = v1::ImageSampling::default();
+        set(&mut sampling);
+        sampling
+    };
+    let (steps, solver) = (of(|s| s.steps = Some(30)), of(|s| s.solver = v1::FlowSolver::Euler.into()));
+    let temperature = of(|s| s.temperature = Some(1.0));
+    for (name, sampling, other, own) in [
+        ("image.steps", &steps, CODES, LATENT),
+        ("image.solver", &solver, CODES, LATENT),
+        ("image.temperature", &temperature, LATENT, CODES),
+    ] {
+        assert_eq!(field(wire::sampling::suits(sampling, other)), name);
+        assert_eq!(wire::sampling::suits(sampling, own), Ok(()), "{name}");
+    }
+    assert_eq!(wire::sampling::suits(&v1::ImageSampling::default(), CODES), Ok(()));
+}
+
+#[test]
+fn drawings_must_be_of_the_model_and_whole() {
+    let good = v1::Latent { channels: 1, rows: 2, columns: 2, data: Bytes::from(vec![0; 16]) };
+    let nan = Bytes::from([f32::NAN.to_le_bytes(); 4].concat());
+    let rows = [
+        ("latent", vec![1], Some(good.clone()), CODES),
+        ("codes", vec![1], Some(good.clone()), LATENT),
+        ("codes", vec![1], None, LATENT),
+        ("latent", vec![], None, LATENT),
+        ("latent.data", vec![], Some(v1::Latent { rows: 3, ..good.clone() }), LATENT),
+        ("latent.data", vec![], Some(v1::Latent { channels: u32::MAX, rows: u32::MAX, columns: u32::MAX, ..good.clone() }), LATENT),
+        ("latent.data", vec![], Some(v1::Latent { data: nan, ..good.clone() }), LATENT),
+        ("latent.data", vec![], Some(v1::Latent { channels: 0, data: Bytes::new(), ..good.clone() }), LATENT),
+        ("latent", vec![], Some(v1::Latent { rows: 4, columns: 1, ..good.clone() }), LATENT),
+    ];
+    for (name, codes, latent, canvas) in rows {
+        assert_eq!(field(wire::images::drawing(codes, latent.as_ref(), canvas)), name);
+    }
+    wire::images::drawing(Vec::new(), Some(&good), LATENT).unwrap();
 }
 
 #[test]

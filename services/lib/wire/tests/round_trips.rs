@@ -3,8 +3,8 @@
 
 use bytes::Bytes;
 use domain::{
-    CodeGrid, Embeddings, Event, FinishReason, ImageSampling, Input, Job, Logprob, Message, Mode, ModelCard, OutputKind, Part, Prompt,
-    Role, Sampling, Segment, TokenLogprobs,
+    Canvas, CodeGrid, Drawing, Embeddings, Event, FinishReason, FlowState, ImageSampling, Input, Job, Latent, LatentGrid, Logprob, Message,
+    Mode, ModelCard, OutputKind, Part, Prompt, Role, Sampling, Segment, Solver, TokenLogprobs,
 };
 use wire::{
     input::InputLimits,
@@ -21,12 +21,31 @@ fn jobs() {
     let prompt = Prompt { segments: vec![Segment::Tokens(vec![1, 2]), Segment::Embeddings(embeddings), Segment::Tokens(vec![3])] };
     let modes = [
         Mode::Text { sampling: sampling(), eos_token_ids: vec![5] },
-        Mode::Image { unconditional: prompt.clone(), sampling: ImageSampling { guidance: 2.0, temperature: 0.0, seed: 1 } },
+        Mode::Image {
+            unconditional: prompt.clone(),
+            sampling: ImageSampling { guidance: 2.0, temperature: 0.0, seed: 1, ..ImageSampling::default() },
+        },
     ];
     for mode in modes {
         let job = Job { prompt: prompt.clone(), mode, emitted: vec![8, 9] };
         assert_eq!(wire::language::job(wire::language::to_request(&job)).unwrap(), job);
     }
+    for (from, estimate_every, solver) in
+        [(None, None, Solver::Euler), (Some(state()), Some(4), Solver::Heun), (None, None, Solver::Midpoint)]
+    {
+        let sampling = ImageSampling { guidance: 2.0, seed: u64::MAX, steps: 1000, solver, ..ImageSampling::default() };
+        let mode = Mode::Flow { unconditional: Prompt::tokens(vec![7]), sampling, estimate_every, from };
+        let job = Job { prompt: prompt.clone(), mode, emitted: Vec::new() };
+        assert_eq!(wire::language::job(wire::language::to_request(&job)).unwrap(), job);
+    }
+}
+
+fn state() -> FlowState {
+    FlowState { done: 3, z: latent() }
+}
+
+fn latent() -> Latent {
+    Latent { channels: 2, rows: 1, columns: 3, values: vec![1.0, -2.0, 0.5, f32::MIN_POSITIVE, -0.0, 1e30].into() }
 }
 
 #[test]
@@ -36,6 +55,8 @@ fn events() {
         Event::Prefilled { prompt_tokens: 10, cached_tokens: 3 },
         Event::Output { id: 4, logprobs: None },
         Event::Output { id: 4, logprobs: Some(TokenLogprobs { chosen: logprob, top: vec![logprob] }) },
+        Event::Flow { state: state(), total: 9, estimate: None },
+        Event::Flow { state: state(), total: 9, estimate: Some(latent()) },
         Event::Finished(FinishReason::Length),
     ];
     for event in rows {
@@ -79,10 +100,24 @@ fn cards() {
         context_length: 4096,
         vocabulary_size: 102_400,
         hidden_size: 2048,
-        code_grid: Some(CodeGrid { rows: 24, columns: 24, codebook_size: 16_384 }),
+        canvas: Some(Canvas::Codes(CodeGrid { rows: 24, columns: 24, codebook_size: 16_384 })),
         tokens_per_image: Some(576),
         default_sampling: Sampling { temperature: 0.0, ..Sampling::default() },
         default_image_sampling: ImageSampling::default(),
     };
     assert_eq!(wire::model::card(wire::model::to_card(&card)).unwrap(), card);
+    let grid = LatentGrid { channels: 4, rows: 48, columns: 40, positions: 481 };
+    let drawing = ImageSampling { guidance: 2.0, steps: 50, solver: Solver::Midpoint, ..ImageSampling::default() };
+    let card = ModelCard { canvas: Some(Canvas::Latent(grid)), default_image_sampling: drawing, ..card };
+    assert_eq!(wire::model::card(wire::model::to_card(&card)).unwrap(), card);
+}
+
+#[test]
+fn latent_maps() {
+    let grid = LatentGrid { channels: 2, rows: 1, columns: 3, positions: 4 };
+    let message = wire::latent::to_latent(&latent());
+    assert_eq!(wire::images::drawing(Vec::new(), Some(&message), Canvas::Latent(grid)).unwrap(), Drawing::Latent(latent()));
+    // Values are sent as they are, to the bit.
+    let bits = |latent: &Latent| latent.values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+    assert_eq!(bits(&wire::latent::latent(&message, "latent").unwrap()), bits(&latent()));
 }

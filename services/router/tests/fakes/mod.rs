@@ -12,7 +12,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use domain::{CodeGrid, ImageSampling, Invalid, ModelCard, Sampling};
+use domain::{Canvas, CodeGrid, ImageSampling, Invalid, LatentGrid, ModelCard, Sampling};
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
 use mesh::{Channel, Mesh, Routes, Serving, Target};
@@ -78,7 +78,7 @@ impl Script {
             context_length: 4096,
             vocabulary_size: 256,
             hidden_size: WIDTH,
-            code_grid: Some(CodeGrid { rows: 3, columns: 4, codebook_size: 10 }),
+            canvas: Some(Canvas::Codes(CodeGrid { rows: 3, columns: 4, codebook_size: 10 })),
             tokens_per_image: Some(ROWS),
             default_sampling: Sampling { max_tokens: None, ..Sampling::default() },
             default_image_sampling: ImageSampling::default(),
@@ -241,12 +241,17 @@ impl Images for Fake {
     async fn decode(&self, request: Request<v1::DecodeImageRequest>) -> Result<Response<v1::DecodeImageResponse>, Status> {
         let request = request.into_inner();
         self.0.decode_requests.lock().unwrap().push(request.clone());
-        if request.codes.len() < self.0.card.lock().unwrap().code_grid.unwrap().len() {
+        let whole = match self.0.card.lock().unwrap().canvas.unwrap() {
+            Canvas::Codes(grid) => request.codes.len() == grid.len(),
+            Canvas::Latent(_) => !request.metadata.is_empty(), // nothing is noted about a preview
+        };
+        if !whole {
             self.0.previews.acquire().await.unwrap().forget();
         } else {
             self.0.unary()?;
         }
-        let data = Bytes::from(request.codes.iter().map(|code| *code as u8).collect::<Vec<_>>());
+        let codes = || Bytes::from(request.codes.iter().map(|code| *code as u8).collect::<Vec<_>>());
+        let data = request.latent.as_ref().map_or_else(codes, |latent| latent.data.clone());
         Ok(Response::new(v1::DecodeImageResponse { data, media_type: "image/png".to_owned(), width: 4, height: 3 }))
     }
 }
@@ -328,6 +333,8 @@ impl Making {
             }
             self.done = true;
             LanguageEvent::Finished(reason.into())
+        } else if matches!(self.request.mode, Some(v1::language_request::Mode::Flow(_))) {
+            LanguageEvent::Flow(self.step().await)
         } else {
             LanguageEvent::Outputs(self.outputs().await)
         };
@@ -354,6 +361,23 @@ impl Making {
         v1::Outputs { ids, logprobs }
     }
 
+    /// The next step of a flow.
+    async fn step(&mut self) -> v1::FlowStep {
+        self.script.steps.acquire().await.unwrap().forget();
+        let Some(v1::language_request::Mode::Flow(mode)) = &self.request.mode else { unreachable!() };
+        let sampling = mode.sampling.as_ref().unwrap();
+        let before = mode.from.as_ref().map_or(0, |state| state.done) + self.made as u32;
+        let (done, total) = (before + 1, sampling.steps.unwrap());
+        self.made += 1;
+        self.script.made.fetch_add(1, Ordering::SeqCst);
+        if done == total {
+            self.over = Some(v1::FinishReason::Stop);
+        }
+        let due = mode.estimate_every > 0 && done % mode.estimate_every == 0 && done < total;
+        let state = v1::FlowState { done, z: Some(map(sampling.seed.unwrap(), done)) };
+        v1::FlowStep { state: Some(state), total, estimate: due.then(|| map(sampling.seed.unwrap(), 100 + done)) }
+    }
+
     fn output(&mut self, position: usize) -> u32 {
         match self.request.mode.as_ref().unwrap() {
             v1::language_request::Mode::Text(text) => {
@@ -368,12 +392,13 @@ impl Making {
                 letter(sampling.seed.unwrap(), position)
             }
             v1::language_request::Mode::Image(image) => {
-                let total = self.script.card.lock().unwrap().code_grid.unwrap().len();
+                let total = self.script.card.lock().unwrap().code_grid().unwrap().len();
                 if position + 1 >= total {
                     self.over = Some(v1::FinishReason::Stop);
                 }
                 code(image.sampling.as_ref().unwrap().seed.unwrap(), position)
             }
+            v1::language_request::Mode::Flow(_) => unreachable!("a flow has steps"),
         }
     }
 
@@ -389,6 +414,15 @@ pub fn letter(seed: u64, position: usize) -> u32 {
 pub fn code(seed: u64, position: usize) -> u32 {
     ((seed as usize).wrapping_add(position) % 10) as u32
 }
+
+/// The map after a step of a flow; that of an estimate is as if 100 more had been taken.
+pub fn map(seed: u64, done: u32) -> v1::Latent {
+    let values = [seed as f32, done as f32, -1.5, 0.25];
+    v1::Latent { channels: 1, rows: 2, columns: 2, data: values.map(f32::to_le_bytes).concat().into() }
+}
+
+/// What images of a model are made of that draws by a flow.
+pub const FLOW: Canvas = Canvas::Latent(LatentGrid { channels: 1, rows: 2, columns: 2, positions: 5 });
 
 /// The text that the language model answers.
 pub fn answer(seed: u64, length: usize) -> String {

@@ -161,8 +161,8 @@ impl Sam {
         let scale = builder.graph.floats(&[], &[1.0 / (size as f32).sqrt()]);
         let q = builder.graph.mul(&q, &scale);
         let [q, k] = [q, k].map(|x| builder.graph.reshape(&x, &[-1, positions, heads, size]));
-        let q = builder.graph.concat(&[&q, &down, &right]); // [R, S * S, heads, size + 2 * S]
-        let k = builder.graph.concat(&[&k, &places]);
+        let q = builder.graph.concat(&[&q, &down, &right], -1); // [R, S * S, heads, size + 2 * S]
+        let k = builder.graph.concat(&[&k, &places], -1);
         let [q, k] = [q, k].map(|x| builder.graph.reshape(&x, &[-1, positions, heads * (size + 2 * side)]));
         let v = builder.graph.reshape(&v, &[-1, positions, hidden as i64]);
         let h = builder.graph.attention_in_blocks(&q, &k, &v, self.heads, 1.0); // [R, S * S, hidden]

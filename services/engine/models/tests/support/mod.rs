@@ -5,6 +5,7 @@
 pub mod golden;
 pub mod naive;
 pub mod naive_deepseek;
+pub mod naive_flow;
 pub mod naive_pixels;
 pub mod naive_sam;
 pub mod original;
@@ -35,7 +36,7 @@ pub fn load(dir: &Path) -> Box<dyn LanguageModel> {
 pub fn load_with(dir: &Path, isa: Isa, threads: usize) -> Box<dyn LanguageModel> {
     let checkpoint = Checkpoint::open(dir).unwrap();
     let backend = Native::on(Cpu::with_isa(isa, threads).unwrap());
-    models::load_language_on(&Arc::new(backend), &checkpoint, KV_BLOCKS).unwrap()
+    models::load_language_on(&Arc::new(backend), &checkpoint, &models::LoadOptions { kv_blocks: KV_BLOCKS, threads }).unwrap()
 }
 
 pub const KV_BLOCKS: usize = 64;
@@ -83,6 +84,7 @@ pub fn advance(model: &mut dyn LanguageModel, sequences: &mut [(&mut Sequence, u
         step.slices.push(Slice {
             rows: first..step.rows.len(),
             start: sequence.done,
+            shift: 0,
             blocks: sequence.blocks[..end.div_ceil(BLOCK_TOKENS)].to_vec(),
             head: (end == sequence.inputs.len()).then_some(sequence.head),
         });

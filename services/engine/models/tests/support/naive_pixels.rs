@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 pub type Tensors = BTreeMap<String, Vec<f64>>;
 
 /// Names with shapes, in the layout of the transformers port.
-type Shapes = Vec<(String, Vec<usize>)>;
+pub type Shapes = Vec<(String, Vec<usize>)>;
 
 pub struct Tower {
     pub image: usize,
@@ -307,7 +307,7 @@ pub fn linear(x: &[f64], input: usize, t: &Tensors, name: &str) -> Vec<f64> {
         .collect()
 }
 
-fn attend(q: &[f64], k: &[f64], v: &[f64], width: usize, heads: usize) -> Vec<f64> {
+pub fn attend(q: &[f64], k: &[f64], v: &[f64], width: usize, heads: usize) -> Vec<f64> {
     let (rows, size) = (q.len() / width, width / heads);
     let mut out = vec![0.0; q.len()];
     for (row, head) in (0..rows).flat_map(|row| (0..heads).map(move |head| (row, head))) {

@@ -10,9 +10,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use domain::{CodeGrid, Embeddings, Event, FinishReason, ImageSampling, Job, Mode, ModelCard, Prompt, Sampling, Segment};
+use domain::{Canvas, CodeGrid, Embeddings, Event, FinishReason, ImageSampling, Job, Mode, ModelCard, Prompt, Sampling, Segment};
 use futures::StreamExt;
-use layers::{BLOCK_TOKENS, BlockId, EngineError, Head, LanguageModel, Observer, RowInput, Slice, Step, StepOutput};
+use layers::{BLOCK_TOKENS, BlockId, EngineError, FlowModel, Head, LanguageModel, Observer, RowInput, Slice, Step, StepOutput};
 use sched::{Engine, EngineConfig, JobError, JobStream, sampler};
 
 pub const VOCABULARY: usize = 50;
@@ -29,6 +29,10 @@ pub struct Toy {
     card: ModelCard,
     cells: Vec<[u64; BLOCK_TOKENS]>,
     pub watch: Arc<Watch>,
+    /// What makes it draw by a flow.
+    pub flow: Option<Box<dyn FlowModel + Send>>,
+    /// Keeps its hidden states to itself.
+    pub mute: bool,
 }
 
 /// What tests see of the model at work, and how they hold it up.
@@ -76,19 +80,27 @@ impl Toy {
             context_length: 4096,
             vocabulary_size: VOCABULARY,
             hidden_size: WIDTH,
-            code_grid: Some(CodeGrid { rows: 3, columns: 7, codebook_size: CODES }),
+            canvas: Some(Canvas::Codes(CodeGrid { rows: 3, columns: 7, codebook_size: CODES })),
             tokens_per_image: None,
             default_sampling: Sampling::default(),
             default_image_sampling: ImageSampling::default(),
         };
-        Self { card, cells: vec![[0; BLOCK_TOKENS]; blocks], watch: Arc::default() }
+        Self { card, cells: vec![[0; BLOCK_TOKENS]; blocks], watch: Arc::default(), flow: None, mute: false }
     }
 
     /// A toy that cannot draw and sees `context` positions.
     pub fn text_only(blocks: usize, context: usize) -> Self {
         let mut toy = Self::new(blocks);
-        toy.card.code_grid = None;
+        toy.card.canvas = None;
         toy.card.context_length = context;
+        toy
+    }
+
+    /// A toy that draws maps on `canvas` by a flow.
+    pub fn flowing(blocks: usize, canvas: Canvas, flow: Box<dyn FlowModel + Send>) -> Self {
+        let mut toy = Self::new(blocks);
+        toy.card.canvas = Some(canvas);
+        toy.flow = Some(flow);
         toy
     }
 }
@@ -116,26 +128,46 @@ impl LanguageModel for Toy {
                 _ => {}
             }
         }
-        let logits = step.slices.iter().map(|slice| self.slice(slice, &step.rows[slice.rows.clone()])).collect();
-        Ok(StepOutput { logits })
+        let mut output = StepOutput::default();
+        for slice in &step.slices {
+            let rows = &step.rows[slice.rows.clone()];
+            let states = self.slice(slice, rows);
+            let logits = slice.head.filter(|head| *head != Head::Hidden);
+            output.logits.push(logits.map(|head| logits_of(states[states.len() - 1], head, rows.last().unwrap())));
+            let shown = slice.head == Some(Head::Hidden) && !self.mute;
+            output.hidden.push(shown.then(|| states.into_iter().flat_map(hidden).collect()));
+        }
+        Ok(output)
+    }
+
+    fn flow(&self) -> Option<&dyn FlowModel> {
+        self.flow.as_ref().map(|flow| &**flow as &dyn FlowModel)
     }
 }
 
+/// Numbers of a hash, in -1..1.
+pub fn hidden(state: u64) -> [f32; WIDTH] {
+    std::array::from_fn(|i| (mix(state, 77 + i as u64) >> 40) as f32 / (1 << 23) as f32 - 1.0)
+}
+
 impl Toy {
-    fn slice(&mut self, slice: &Slice, rows: &[RowInput]) -> Option<Vec<f32>> {
+    /// The state after every row.
+    fn slice(&mut self, slice: &Slice, rows: &[RowInput]) -> Vec<u64> {
         let place = |position: usize| (slice.blocks[position / BLOCK_TOKENS] as usize, position % BLOCK_TOKENS);
         let mut state = 0;
         for position in 0..slice.start {
             let (block, offset) = place(position);
             state = mix(state, self.cells[block][offset]);
         }
+        let mut states = Vec::new();
         for (position, row) in (slice.start..).zip(rows) {
             let (block, offset) = place(position);
-            let cell = mix(state, mix(position as u64, input(row)));
+            let cell = mix(state, mix((position + slice.shift) as u64, input(row)));
             self.cells[block][offset] = cell;
             state = mix(state, cell);
+            states.push(state);
         }
-        slice.head.map(|head| logits(state, head, rows.last().unwrap()))
+        states
     }
 }
 
@@ -155,7 +187,7 @@ fn check(step: &Step) {
     assert_eq!(next, step.rows.len());
 }
 
-fn input(row: &RowInput) -> u64 {
+pub fn input(row: &RowInput) -> u64 {
     match row {
         RowInput::Token(id) => 1_000 + u64::from(*id),
         RowInput::Code(code) => 2_000 + u64::from(*code),
@@ -165,10 +197,11 @@ fn input(row: &RowInput) -> u64 {
     }
 }
 
-fn logits(state: u64, head: Head, last: &RowInput) -> Vec<f32> {
+fn logits_of(state: u64, head: Head, last: &RowInput) -> Vec<f32> {
     let (count, salt) = match head {
         Head::Text => (VOCABULARY, 1),
         Head::Image => (CODES, 2),
+        Head::Hidden => panic!("hidden states have no logits"),
     };
     let nan = matches!(last, RowInput::Token(NAN));
     let logit = |i: u64| match head {
@@ -180,7 +213,7 @@ fn logits(state: u64, head: Head, last: &RowInput) -> Vec<f32> {
     (0..count as u64).map(logit).collect()
 }
 
-fn mix(a: u64, b: u64) -> u64 {
+pub fn mix(a: u64, b: u64) -> u64 {
     let mut x = a.rotate_left(23) ^ b.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -215,16 +248,17 @@ pub fn expected(job: &Job) -> Vec<u32> {
                 unconditional.push(RowInput::Code(code));
             }
         }
+        Mode::Flow { .. } => panic!("a flow emits maps, see the tests of flows"),
     }
     emitted
 }
 
 fn whole(rows: &[RowInput], head: Head) -> Vec<f32> {
     let state = rows.iter().enumerate().fold(0, |state, (position, row)| mix(state, mix(state, mix(position as u64, input(row)))));
-    logits(state, head, rows.last().unwrap())
+    logits_of(state, head, rows.last().unwrap())
 }
 
-fn rows(prompt: &Prompt) -> Vec<RowInput> {
+pub fn rows(prompt: &Prompt) -> Vec<RowInput> {
     let segment = |segment: &Segment| match segment {
         Segment::Tokens(ids) => ids.iter().map(|&id| RowInput::Token(id)).collect::<Vec<_>>(),
         Segment::Embeddings(e) => (0..e.rows()).map(|row| RowInput::Embedding { values: e.values.clone(), row }).collect(),
@@ -258,7 +292,11 @@ pub fn drawing(seed: u64, length: usize) -> Job {
 
 /// An engine over a toy. Bind the watch after the engine: it lets the model go when a test fails, so that the engine can stop.
 pub fn start(blocks: usize, config: EngineConfig) -> (Engine, Watcher) {
-    let toy = Toy::new(blocks);
+    start_toy(Toy::new(blocks), config)
+}
+
+/// As [`start`], over this toy.
+pub fn start_toy(toy: Toy, config: EngineConfig) -> (Engine, Watcher) {
     let watch = Watcher(toy.watch.clone());
     (Engine::start(Box::new(toy), config), watch)
 }
@@ -296,6 +334,7 @@ pub async fn outcome(mut stream: JobStream) -> Outcome {
                 assert!(cached.is_some(), "output before the announcement");
                 ids.push(id);
             }
+            Ok(Event::Flow { .. }) => panic!("a step of a flow in the answer to another job"),
             Ok(Event::Finished(reason)) => return Outcome { ids, cached: cached.unwrap(), end: Ok(reason) },
             Err(error) => return Outcome { ids, cached: cached.unwrap_or(0), end: Err(error) },
         }
