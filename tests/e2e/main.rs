@@ -6,3 +6,4 @@ mod fairness;
 mod golden;
 mod options;
 mod pictures;
+mod structured;

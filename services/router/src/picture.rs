@@ -1,7 +1,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use domain::{CodeGrid, FinishReason, Input, Part};
+use domain::{CodeGrid, FinishReason, Input};
 use futures::FutureExt;
 use futures::future::{BoxFuture, Either, select};
 use proto::v1;
@@ -177,11 +177,7 @@ fn metadata(call: &Call, image: &ImageRequest, seed: u64) -> HashMap<String, Str
 }
 
 fn prompt_note(input: &Input) -> String {
-    let texts = input.parts().filter_map(|part| match part {
-        Part::Text(text) => Some(text.as_str()),
-        Part::Image(_) => None,
-    });
-    let mut note = texts.collect::<Vec<_>>().join("\n");
+    let mut note = input.texts().collect::<Vec<_>>().join("\n");
     note.truncate(note.floor_char_boundary(MAX_PROMPT_NOTE));
     note
 }

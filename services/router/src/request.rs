@@ -39,10 +39,13 @@ impl Request {
                 Task::Text(text)
             }
             OutputKind::Image if card.code_grid.is_none() => return Err(Invalid::new("output", "the model draws no images")),
-            OutputKind::Image => match paths.first() {
-                Some(path) => return Err(Invalid::new(path, "a prompt for an image is text alone")),
-                None => Task::Image(wire::sampling::image(message.image, &card.default_image_sampling)?),
-            },
+            OutputKind::Image if matches!(input, Input::Fim { .. }) => {
+                return Err(Invalid::new("output", "what fills a gap in a text is text"));
+            }
+            OutputKind::Image if message.sampling.as_ref().is_some_and(|sampling| sampling.constraint.is_some()) => {
+                return Err(Invalid::new("sampling.constraint", "an image takes no constraint"));
+            }
+            OutputKind::Image => Task::Image(wire::sampling::image(message.image, &card.default_image_sampling)?),
         };
         let given = match &task {
             Task::Text(text) => text.given_seed,
@@ -70,6 +73,7 @@ impl Request {
         match self.input {
             Input::Chat(_) => "chat",
             Input::Completion { .. } => "completion",
+            Input::Fim { .. } => "fim",
         }
     }
 }
@@ -85,6 +89,7 @@ pub(crate) fn image_paths(input: &Input) -> Vec<String> {
             messages.iter().enumerate().flat_map(|(i, message)| within(&message.parts, &format!("chat.messages[{i}]"))).collect()
         }
         Input::Completion { parts, .. } => within(parts, "completion"),
+        Input::Fim { .. } => Vec::new(),
     }
 }
 

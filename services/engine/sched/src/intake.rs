@@ -1,10 +1,12 @@
 //! A job becomes a task, or is refused: after this nobody checks it again.
 
-use domain::{CodeGrid, Invalid, Job, Mode, ModelCard, Prompt, Segment};
+use std::sync::Arc;
+
+use domain::{CodeGrid, Constraint, Invalid, Job, Mode, ModelCard, Prompt, Segment};
 use layers::BLOCK_TOKENS;
 
 use crate::{
-    SubmitError,
+    Guide, Guides, SubmitError,
     inbox::Ticket,
     sampler::History,
     sequence::Sequence,
@@ -18,6 +20,8 @@ pub(crate) struct Limits {
     pub card: ModelCard,
     pub kv_blocks: usize,
     pub prefix_cache: bool,
+    /// Absent: jobs with a constraint are refused.
+    pub guides: Option<Arc<dyn Guides>>,
 }
 
 impl Limits {
@@ -29,7 +33,8 @@ impl Limits {
             Mode::Text { sampling, eos_token_ids } => {
                 let limit = self.text_limit(prompt_tokens, sampling.max_tokens)?;
                 let history = History::new(&sampling, token_ids(&job.prompt));
-                (Output::Text { sampling, eos_token_ids, history }, limit, None)
+                let guide = sampling.constraint.as_ref().map(|constraint| self.guide(constraint, &eos_token_ids)).transpose()?;
+                (Output::Text { sampling, eos_token_ids, history, guide }, limit, None)
             }
             Mode::Image { unconditional, sampling } => {
                 let grid = self.image_grid(&job.prompt, &unconditional)?;
@@ -40,8 +45,15 @@ impl Limits {
         let prompts = std::iter::once(&job.prompt).chain(&unconditional);
         let sequences = prompts.map(|prompt| Sequence::new(prompt, self.prefix_cache)).collect();
         let mut task = Task::new(sequences, output, limit, outlet, ticket);
-        job.emitted.into_iter().for_each(|id| task.resume(id));
+        for (index, id) in job.emitted.into_iter().enumerate() {
+            task.resume(id).map_err(|reason| Invalid::new(format!("emitted[{index}]"), reason))?;
+        }
         Ok(task)
+    }
+
+    fn guide(&self, constraint: &Constraint, eos_token_ids: &[u32]) -> Result<Box<dyn Guide>, SubmitError> {
+        let unable = || SubmitError::Unguided("this engine was started without a tokenizer".into());
+        Ok(self.guides.as_ref().ok_or_else(unable)?.guide(constraint, eos_token_ids)?)
     }
 
     fn prompt(&self, prompt: &Prompt, field: &str) -> Result<(), Invalid> {

@@ -33,6 +33,9 @@ const BEGIN_IMAGE: &str = "<begin_of_image>";
 const END_IMAGE: &str = "<end_of_image>";
 const PAD: &str = "<｜▁pad▁｜>";
 
+/// Before the prefix, before the suffix, and before the middle of a text with a gap, in models that can fill one.
+pub(crate) const FIM: [&str; 3] = ["<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"];
+
 impl Tokens {
     /// Looks up every token that `tokenizer_config.json` (`config`, lying at `path`) names.
     pub fn find(tokenizer: &Tokenizer, config: &Value, path: &Path) -> Result<Self, TextError> {

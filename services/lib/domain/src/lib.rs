@@ -17,4 +17,4 @@ pub use model::{CodeGrid, ModelCard};
 pub use output::{Event, FinishReason, Logprob, TokenLogprobs};
 pub use prompt::{Embeddings, Prompt, Segment};
 pub use request::{Input, Message, OutputKind, Part, Role};
-pub use sampling::{ImageFormat, ImageSampling, Sampling};
+pub use sampling::{Constraint, ImageFormat, ImageSampling, Sampling};
