@@ -30,10 +30,14 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("backend-onnx", &["checkpoint", "layers"]),
     ("models", &["backend-native", "backend-onnx", "checkpoint", "domain", "layers"]),
     ("sched", &["domain", "layers"]),
+    ("constraint", &["domain", "sched", "text"]),
     ("router", &["config", "domain", "mesh", "process", "proto", "telemetry", "wire"]),
     ("tokenizer", &["checkpoint", "config", "domain", "mesh", "process", "proto", "telemetry", "text", "wire"]),
     ("vision", &["cache", "checkpoint", "config", "domain", "mesh", "models", "pixels", "process", "proto", "telemetry", "wire"]),
-    ("language", &["checkpoint", "config", "domain", "layers", "mesh", "models", "process", "proto", "sched", "telemetry", "wire"]),
+    (
+        "language",
+        &["checkpoint", "config", "constraint", "domain", "layers", "mesh", "models", "process", "proto", "sched", "telemetry", "wire"],
+    ),
     ("images", &["checkpoint", "config", "domain", "mesh", "models", "pixels", "process", "proto", "telemetry", "wire"]),
 ];
 
@@ -46,6 +50,8 @@ const DOORS: &[(&str, &[&str])] = &[
     ("opentelemetry-otlp", &["telemetry"]),
     ("axum", &["telemetry"]),
     ("tokenizers", &["text"]),
+    ("llguidance", &["constraint"]),
+    ("toktrie", &["constraint"]),
     ("png", &["pixels"]),
     ("zune-jpeg", &["pixels"]),
     ("image-webp", &["pixels"]),

@@ -2,6 +2,7 @@
 
 use bytes::{Buf, BufMut, Bytes};
 use proto::v1;
+use proto::v1::constraint::Constraint::{JsonSchema, Lark, Regex};
 use proto::v1::generate_request::Input;
 use tests::request::{chat, completion, for_image, for_text, greedy, picture, text};
 use tests::{Golden, Wire, World};
@@ -50,9 +51,14 @@ fn rows() -> Vec<Row> {
     [requests(), sampling(), drawing(), pictures()].concat()
 }
 
+fn constraint(form: fn(String) -> v1::constraint::Constraint, text: &str) -> Option<v1::Constraint> {
+    Some(v1::Constraint { constraint: Some(form(text.to_owned())) })
+}
+
 fn requests() -> Vec<Row> {
     let ask = |input: Input| for_text("llama", input, greedy(4));
     let said = |role: i32, parts: Vec<v1::Part>| Input::Chat(v1::Conversation { messages: vec![v1::Message { role, parts }] });
+    let gap = |prefix: &str, suffix: &str| Input::Fim(v1::FillInTheMiddle { prefix: prefix.into(), suffix: suffix.into() });
     let user = v1::Role::User as i32;
     vec![
         ("unknown model", for_text("nobody", completion(vec![text("a")]), greedy(1)), Code::NotFound, "model"),
@@ -75,6 +81,9 @@ fn requests() -> Vec<Row> {
             Code::InvalidArgument,
             "chat.messages[0].parts[0].image",
         ),
+        ("no gap", ask(gap("", "")), Code::InvalidArgument, "fim"),
+        ("a gap in a text beyond the limit", ask(gap(&"x".repeat(5 << 20), "")), Code::InvalidArgument, "fim.text"),
+        ("a gap for a model that fills none", ask(gap("a", "b")), Code::InvalidArgument, "fim"),
     ]
 }
 
@@ -84,6 +93,7 @@ fn sampling() -> Vec<Row> {
         change(&mut sampling);
         for_text("llama", completion(vec![text("a")]), sampling)
     };
+    let under = |form, text: &str| with(&|s| (s.ignore_eos, s.constraint) = (false, constraint(form, text)));
     let row = |name, field, request| (name, request, Code::InvalidArgument, field);
     vec![
         row("temperature NaN", "sampling.temperature", with(&|s| s.temperature = Some(f32::NAN))),
@@ -104,6 +114,21 @@ fn sampling() -> Vec<Row> {
         row("too many alternatives", "sampling.top_logprobs", with(&|s| s.top_logprobs = Some(21))),
         row("an empty stop string", "sampling.stop[1]", with(&|s| s.stop = vec!["a".into(), String::new()])),
         row("too many stop strings", "sampling.stop", with(&|s| s.stop = vec!["a".into(); 17])),
+        row("a constraint of no form", "sampling.constraint", with(&|s| s.constraint = Some(v1::Constraint { constraint: None }))),
+        row("an empty schema", "sampling.constraint.json_schema", under(JsonSchema, "")),
+        row("an empty regex", "sampling.constraint.regex", under(Regex, "")),
+        row("an empty grammar", "sampling.constraint.lark", under(Lark, "")),
+        row("a schema beyond the limit", "sampling.constraint.json_schema", under(JsonSchema, &" ".repeat(65_537))),
+        row("a schema that is no JSON", "sampling.constraint.json_schema", under(JsonSchema, "{type: object}")),
+        row("a schema that is no object", "sampling.constraint.json_schema", under(JsonSchema, "7")),
+        row("a schema with an unknown type", "sampling.constraint.json_schema", under(JsonSchema, r#"{"type": "strin"}"#)),
+        row("a schema beyond reach", "sampling.constraint.json_schema", under(JsonSchema, r#"{"$ref": "https://example.org/s"}"#)),
+        row("an unclosed regex", "sampling.constraint.regex", under(Regex, "(a")),
+        row("a regex that looks ahead", "sampling.constraint.regex", under(Regex, "a(?=b)")),
+        row("a regex without end", "sampling.constraint.regex", under(Regex, "((a{1,1000}){1,1000}){1,1000}")),
+        row("a grammar without a start", "sampling.constraint.lark", under(Lark, "rule: \"a\"")),
+        row("a grammar with a missing rule", "sampling.constraint.lark", under(Lark, "start: missing")),
+        row("a constraint and no end", "sampling.ignore_eos", with(&|s| (s.ignore_eos, s.constraint) = (true, constraint(Regex, "a")))),
     ]
 }
 
@@ -137,9 +162,22 @@ fn drawing() -> Vec<Row> {
             draw("janusflow", v1::ImageSampling { temperature: Some(1.0), ..Default::default() }),
         ),
         row(
-            "a picture in a drawing's prompt",
+            "not an image in a drawing's prompt",
             "chat.messages[0].parts[0].image",
             for_image("janus", chat(vec![picture(vec![1]), text("a")]), v1::ImageSampling::default()),
+        ),
+        row(
+            "a gap to be filled with an image",
+            "output",
+            for_image("janus", Input::Fim(v1::FillInTheMiddle { prefix: "a".into(), suffix: "b".into() }), v1::ImageSampling::default()),
+        ),
+        row(
+            "a constraint on an image",
+            "sampling.constraint",
+            v1::GenerateRequest {
+                sampling: Some(v1::Sampling { constraint: constraint(Regex, "a"), ..Default::default() }),
+                ..draw("janus", v1::ImageSampling::default())
+            },
         ),
     ]
 }

@@ -8,3 +8,4 @@ mod flow;
 mod golden;
 mod options;
 mod pictures;
+mod structured;

@@ -2,7 +2,7 @@
 
 use image::{DynamicImage, GrayImage, ImageFormat, RgbImage, RgbaImage};
 use proto::v1;
-use tests::request::{chat, completion, for_text, greedy, picture, text};
+use tests::request::{chat, completion, for_image, for_text, greedy, picture, text};
 use tests::{Answer, Wire, World};
 
 /// A picture whose red, green and blue all change from pixel to pixel.
@@ -100,5 +100,60 @@ async fn several_pictures_anywhere() {
             assert_ne!(forward.logprobs, backward.logprobs, "{model}");
         }
     }
+    world.stop().await;
+}
+
+/// A conversation of these turns.
+fn turns(messages: Vec<(v1::Role, Vec<v1::Part>)>) -> v1::generate_request::Input {
+    let message = |(role, parts): (v1::Role, Vec<v1::Part>)| v1::Message { role: role.into(), parts };
+    v1::generate_request::Input::Chat(v1::Conversation { messages: messages.into_iter().map(message).collect() })
+}
+
+/// What was drawn in one turn is seen in the next, and may be drawn upon: image in and out in one conversation.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drawing_is_part_of_the_conversation() {
+    for wire in [Wire::InProcess, Wire::Nats, Wire::Direct] {
+        a_drawing_is_seen_and_drawn_upon(wire).await;
+    }
+}
+
+async fn a_drawing_is_seen_and_drawn_upon(wire: Wire) {
+    use v1::Role::{Assistant, User};
+
+    let world = World::start(wire, &["janus"]).await;
+    let sampling = |seed| v1::ImageSampling { seed: Some(seed), ..v1::ImageSampling::default() };
+    let wish = || (User, vec![text("a red lantern by the quiet river")]);
+    let draw = async |seed| world.ask(for_image("janus", turns(vec![wish()]), sampling(seed))).await.unwrap().images.remove(0);
+    let (lantern, other) = (draw(5).await, draw(6).await);
+    assert_ne!(lantern.codes, other.codes);
+
+    // The next turn asks about it: the prompt holds its positions, and what is in the picture matters.
+    let positions = look(&world, png(48, 48)).await.usage.unwrap().image_tokens;
+    let ask = async |drawn: &v1::GeneratedImage| {
+        let messages = vec![wish(), (Assistant, vec![picture(drawn.data.clone())]), (User, vec![text("What did you draw?")])];
+        world.ask(for_text("janus", turns(messages), greedy(8))).await.unwrap()
+    };
+    let (seen, seen_other) = (ask(&lantern).await, ask(&other).await);
+    assert_eq!(seen.usage.unwrap().image_tokens, positions);
+    assert!(seen.usage.unwrap().prompt_tokens > positions);
+    assert_ne!(seen.ids(), seen_other.ids());
+    assert_eq!(ask(&lantern).await.ids(), seen.ids(), "the second time from the cache");
+
+    // And the turn after that draws with both pictures before its eyes.
+    let again = async |first: &v1::GeneratedImage, n| {
+        let messages = vec![
+            wish(),
+            (Assistant, vec![picture(first.data.clone())]),
+            (User, vec![text("Like this one:"), picture(other.data.clone()), text("but at night.")]),
+        ];
+        let image = v1::ImageSampling { n: Some(n), ..sampling(9) };
+        world.ask(for_image("janus", turns(messages), image)).await.unwrap()
+    };
+    let drawn = again(&lantern, 2).await;
+    assert_eq!(drawn.usage.unwrap().image_tokens, 2 * positions);
+    assert_eq!(drawn.images.len(), 2);
+    let without = world.ask(for_image("janus", turns(vec![wish()]), sampling(9))).await.unwrap();
+    assert_ne!(drawn.images[0].codes, without.images[0].codes, "what it has seen matters");
+    assert_ne!(again(&other, 1).await.images[0].codes, drawn.images.iter().find(|image| image.image == 0).unwrap().codes);
     world.stop().await;
 }

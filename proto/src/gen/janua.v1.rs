@@ -47,6 +47,15 @@ pub struct Completion {
     #[prost(bool, tag = "2")]
     pub omit_bos: bool,
 }
+/// A text with a gap, for models that were trained to fill it: the answer is what stands between the two. Their order in the prompt and the
+/// tokens around them are those of the checkpoint's tokenizer; special-token strings in them are ordinary text. One of the two may be empty.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FillInTheMiddle {
+    #[prost(string, tag = "1")]
+    pub prefix: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub suffix: ::prost::alloc::string::String,
+}
 /// How the next text token is drawn. An absent field takes the value of the checkpoint's generation_config.json, then the default given here.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Sampling {
@@ -83,12 +92,39 @@ pub struct Sampling {
     /// Subtract this once for tokens in the output so far. Range -2..=2. Default 0.
     #[prost(float, optional, tag = "11")]
     pub presence_penalty: ::core::option::Option<f32>,
-    /// Go on after end-of-sentence until max_tokens (for measuring and comparing).
+    /// Go on after end-of-sentence until max_tokens (for measuring and comparing). Not together with `constraint`.
     #[prost(bool, tag = "12")]
     pub ignore_eos: bool,
     /// Number of independent completions, 1..=16. Choice i uses seed + i. Default 1.
     #[prost(uint32, optional, tag = "13")]
     pub n: ::core::option::Option<u32>,
+    /// What the text must look like. Absent: it may be anything.
+    #[prost(message, optional, tag = "14")]
+    pub constraint: ::core::option::Option<Constraint>,
+}
+/// What a text must look like, from its first character to its last. Tokens that cannot lead there are never drawn, and end-of-sentence
+/// only where the text is complete; where nothing may follow, the output ends with FINISH_REASON_STOP. An output cut short by max_tokens is
+/// the beginning of such a text. Each form has 1..=65536 bytes.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Constraint {
+    #[prost(oneof = "constraint::Constraint", tags = "1, 2, 3")]
+    pub constraint: ::core::option::Option<constraint::Constraint>,
+}
+/// Nested message and enum types in `Constraint`.
+pub mod constraint {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Constraint {
+        /// A JSON document that is valid under this JSON Schema (draft 2020-12, references within the document). `{}` takes any JSON.
+        /// A keyword that cannot be kept to is refused.
+        #[prost(string, tag = "1")]
+        JsonSchema(::prost::alloc::string::String),
+        /// A regular expression in the syntax of Rust's regex crate, without look-around and back references; it describes the whole text.
+        #[prost(string, tag = "2")]
+        Regex(::prost::alloc::string::String),
+        /// A context-free grammar in llguidance's dialect of Lark, beginning at the rule `start`.
+        #[prost(string, tag = "3")]
+        Lark(::prost::alloc::string::String),
+    }
 }
 /// How an image is drawn. Absent fields take the checkpoint's generation_config.json, then the default given here.
 #[derive(Clone, Copy, PartialEq, ::prost::Message)]
@@ -136,7 +172,7 @@ pub struct Latent {
 pub struct Logprob {
     #[prost(uint32, tag = "1")]
     pub token_id: u32,
-    /// Natural logarithm of the probability after penalties, before temperature and truncation.
+    /// Natural logarithm of the probability after constraint and penalties, before temperature and truncation.
     #[prost(float, tag = "2")]
     pub logprob: f32,
     /// The token's own bytes, which need not be complete UTF-8. Filled by the tokenizer; empty inside the language service.
@@ -148,7 +184,7 @@ pub struct Logprob {
 pub struct TokenLogprobs {
     #[prost(message, optional, tag = "1")]
     pub chosen: ::core::option::Option<Logprob>,
-    /// The most likely tokens, best first.
+    /// The most likely tokens, best first; fewer where a constraint leaves fewer.
     #[prost(message, repeated, tag = "2")]
     pub top: ::prost::alloc::vec::Vec<Logprob>,
 }
@@ -290,7 +326,7 @@ impl ImageFormat {
 #[repr(i32)]
 pub enum FinishReason {
     Unspecified = 0,
-    /// end-of-sentence or a stop string
+    /// end-of-sentence, a stop string, or a constraint after which nothing may follow
     Stop = 1,
     /// max_tokens or the model's context
     Length = 2,
@@ -330,7 +366,7 @@ pub struct GenerateRequest {
     /// for images
     #[prost(message, optional, tag = "6")]
     pub image: ::core::option::Option<ImageSampling>,
-    #[prost(oneof = "generate_request::Input", tags = "2, 3")]
+    #[prost(oneof = "generate_request::Input", tags = "2, 3, 7")]
     pub input: ::core::option::Option<generate_request::Input>,
 }
 /// Nested message and enum types in `GenerateRequest`.
@@ -341,6 +377,9 @@ pub mod generate_request {
         Chat(super::Conversation),
         #[prost(message, tag = "3")]
         Completion(super::Completion),
+        /// for text, from a model whose tokenizer has the tokens for it
+        #[prost(message, tag = "7")]
+        Fim(super::FillInTheMiddle),
     }
 }
 /// One event of the answer. The first is Started, the last Completed.
@@ -985,7 +1024,7 @@ pub mod janua_server {
 pub struct PrepareRequest {
     #[prost(enumeration = "OutputKind", tag = "3")]
     pub output: i32,
-    #[prost(oneof = "prepare_request::Input", tags = "1, 2")]
+    #[prost(oneof = "prepare_request::Input", tags = "1, 2, 4")]
     pub input: ::core::option::Option<prepare_request::Input>,
 }
 /// Nested message and enum types in `PrepareRequest`.
@@ -997,6 +1036,8 @@ pub mod prepare_request {
         Chat(super::Conversation),
         #[prost(message, tag = "2")]
         Completion(super::Completion),
+        #[prost(message, tag = "4")]
+        Fim(super::FillInTheMiddle),
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1010,10 +1051,10 @@ pub struct PrepareResponse {
     #[prost(uint32, repeated, tag = "3")]
     pub eos_token_ids: ::prost::alloc::vec::Vec<u32>,
 }
-/// Token ids, or the place of a picture. Begin- and end-of-image tokens, where the family has them, are part of the neighbouring `tokens`.
+/// Token ids, or the place of a picture or of padding as long. Begin- and end-of-image tokens, where the family has them, are part of the neighbouring `tokens`.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PreparedSegment {
-    #[prost(oneof = "prepared_segment::Segment", tags = "1, 2")]
+    #[prost(oneof = "prepared_segment::Segment", tags = "1, 2, 3")]
     pub segment: ::core::option::Option<prepared_segment::Segment>,
 }
 /// Nested message and enum types in `PreparedSegment`.
@@ -1025,7 +1066,20 @@ pub mod prepared_segment {
         /// Index of the picture in the order in which the request lists them.
         #[prost(uint32, tag = "2")]
         Image(u32),
+        /// In a guidance pair, what stands where the prompt has a picture.
+        #[prost(message, tag = "3")]
+        Padding(super::ImagePadding),
     }
+}
+/// One token as often as a picture has positions.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ImagePadding {
+    /// Index of the picture, as in PreparedSegment.
+    #[prost(uint32, tag = "1")]
+    pub image: u32,
+    /// The token.
+    #[prost(uint32, tag = "2")]
+    pub id: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TokenIds {

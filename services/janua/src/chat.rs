@@ -10,7 +10,7 @@ use crate::Failure;
 use crate::client::{Door, Events, ServerFlags};
 use crate::events;
 use crate::repl;
-use crate::request::{self, SamplingFlags};
+use crate::request::{self, ConstraintFlags, SamplingFlags};
 use crate::terminal::{self, DIM, MARK, paint};
 
 /// Ask a model: one question, what stands on the standard input, or a conversation on a terminal
@@ -19,6 +19,8 @@ use crate::terminal::{self, DIM, MARK, paint};
   janua chat \"Why is the sky blue?\"
   janua chat --image cat.jpg \"What is in the picture?\"
   janua chat --model-dir ./janus-pro-1b --temperature 0     (no server needed; a conversation)
+  janua chat --json-schema person.json \"Invent a person.\"
+  janua chat --regex 'yes|no' --image cat.jpg \"Is this a cat?\"
   git diff | janua chat --system \"Summarise this change.\" --json")]
 pub struct Chat {
     /// The question; without it, the standard input, or a conversation when that is a terminal
@@ -37,6 +39,8 @@ pub struct Chat {
     pub json: bool,
     #[command(flatten)]
     pub sampling: SamplingFlags,
+    #[command(flatten)]
+    pub constraint: ConstraintFlags,
     #[command(flatten)]
     pub server: ServerFlags,
 }
@@ -67,8 +71,13 @@ async fn ask_once(flags: &Chat, door: &Door, mut parts: Vec<v1::Part>, prompt: S
         messages.push(request::message(v1::Role::User, parts));
         request::chat(messages)
     };
-    let mut stream = door.generate(input, v1::OutputKind::Text, Some(flags.sampling.message()), None).await?;
+    let mut stream = door.generate(input, v1::OutputKind::Text, Some(sampling(flags)?), None).await?;
     if flags.json { print_json(&mut stream).await } else { print_text(&mut stream, flags.sampling.n.unwrap_or(1)).await.map(drop) }
+}
+
+/// How the answer is drawn, and what it must look like.
+pub fn sampling(flags: &Chat) -> Result<v1::Sampling, Failure> {
+    Ok(v1::Sampling { constraint: flags.constraint.message()?, ..flags.sampling.message() })
 }
 
 /// The system message, if one was given.

@@ -3,7 +3,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::terminal::{self, BAD, paint};
-use crate::{Failure, chat, completions, demo, doctor, failure, image, models, serve, verify};
+use crate::{Failure, chat, completions, demo, doctor, failure, fill, image, models, serve, verify};
 
 /// Serve the DeepSeek model family behind one gRPC door: text and images in, text and images out
 #[derive(Debug, Parser)]
@@ -27,6 +27,7 @@ pub struct Cli {
 enum Command {
     Serve(serve::Serve),
     Chat(chat::Chat),
+    Fill(fill::Fill),
     Image(image::Image),
     Models(models::Models),
     Verify(verify::Verify),
@@ -52,6 +53,7 @@ pub fn run() -> ExitCode {
             None => on_runtime(serve::all(flags)),
         },
         Command::Chat(flags) => on_runtime(chat::run(flags)),
+        Command::Fill(flags) => on_runtime(fill::run(flags)),
         Command::Image(flags) => on_runtime(image::run(flags)),
         Command::Models(flags) => on_runtime(models::run(flags)),
         Command::Verify(flags) => on_runtime(verify::run(flags)),

@@ -21,6 +21,9 @@ use crate::{Failure, events};
 pub struct Image {
     /// What to draw
     pub prompt: String,
+    /// A picture to show before the description, to a model that can see; may be repeated
+    #[arg(long, value_name = "FILE")]
+    pub image: Vec<PathBuf>,
     /// Where the picture is saved; with several, their numbers go before the dot
     #[arg(long, short, value_name = "FILE", default_value = "janua.png")]
     pub out: PathBuf,
@@ -61,8 +64,9 @@ pub struct Image {
 /// Runs `janua image`.
 pub async fn run(flags: Image) -> Result<(), Failure> {
     let format = flags.format.or_else(|| PictureFormat::of(&flags.out)).unwrap_or(PictureFormat::Png);
+    let mut parts = request::pictures(&flags.image)?;
     let door = Door::open(&flags.server).await?;
-    let parts = vec![request::text(&flags.prompt)];
+    parts.push(request::text(&flags.prompt));
     let input = if flags.raw { request::completion(parts) } else { request::chat(vec![request::message(v1::Role::User, parts)]) };
     let sampling = v1::ImageSampling {
         guidance: flags.guidance,

@@ -1,12 +1,12 @@
 //! The command line of Janua, and all services in one process.
 //!
-//! Larger than a service, because it is eight small programs: each subcommand can be read without the others, and a third of it is
+//! Larger than a service, because it is nine small programs: each subcommand can be read without the others, and a third of it is
 //! `verify`, which knows every quantity of the golden files.
 //!
 //! | File | Holds |
 //! |---|---|
 //! | `cli.rs` | the subcommands and how the program ends |
-//! | `serve.rs`, `chat.rs`, `image.rs`, `models.rs`, `demo.rs`, `verify/`, `doctor/`, `completions.rs` | one subcommand each |
+//! | `serve.rs`, `chat.rs`, `fill.rs`, `image.rs`, `models.rs`, `demo.rs`, `verify/`, `doctor/`, `completions.rs` | one subcommand each |
 //! | `local.rs` | all five services started inside this process, over any wire |
 //! | `broker.rs` | a nats-server child for as long as it is needed |
 //! | `client.rs` | the public gRPC door, seen from outside |
@@ -25,6 +25,7 @@ mod demo;
 mod doctor;
 mod events;
 mod failure;
+mod fill;
 mod image;
 pub mod local;
 mod models;

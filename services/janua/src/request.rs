@@ -86,6 +86,44 @@ impl FlowSolver {
     }
 }
 
+/// What the answer must look like.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Structured output")]
+#[group(multiple = false)]
+pub struct ConstraintFlags {
+    /// The answer is JSON that is valid under this JSON Schema, given as a file or in words; '{}' takes any JSON
+    #[arg(long, value_name = "FILE|TEXT")]
+    pub json_schema: Option<String>,
+    /// The answer as a whole matches this regular expression (syntax of Rust's regex crate)
+    #[arg(long, value_name = "REGEX")]
+    pub regex: Option<String>,
+    /// The answer is a sentence of the grammar in this file (llguidance's dialect of Lark, from the rule `start`)
+    #[arg(long, value_name = "FILE")]
+    pub grammar: Option<PathBuf>,
+}
+
+impl ConstraintFlags {
+    /// The message for the wire. Whether it makes sense is left to the server.
+    pub fn message(&self) -> Result<Option<v1::Constraint>, Failure> {
+        use v1::constraint::Constraint::{JsonSchema, Lark, Regex};
+
+        let read = |file: &Path, flag: &str| {
+            std::fs::read_to_string(file).map_err(|error| Failure::input(format!("{flag}: cannot read {}: {error}", file.display())))
+        };
+        let schema = |text: &String| match text.trim_start().starts_with(['{', '[', '"']) || text == "true" || text == "false" {
+            true => Ok(text.clone()),
+            false => read(Path::new(text), "--json-schema"),
+        };
+        let constraint = match (&self.json_schema, &self.regex, &self.grammar) {
+            (Some(text), _, _) => JsonSchema(schema(text)?),
+            (_, Some(regex), _) => Regex(regex.clone()),
+            (_, _, Some(file)) => Lark(read(file, "--grammar")?),
+            (None, None, None) => return Ok(None),
+        };
+        Ok(Some(v1::Constraint { constraint: Some(constraint) }))
+    }
+}
+
 /// Encoding of a picture file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum PictureFormat {

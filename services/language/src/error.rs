@@ -39,6 +39,7 @@ impl From<SubmitError> for Error {
             SubmitError::QueueFull { .. } => Self::QueueFull(error.to_string()),
             SubmitError::TooLong { .. } => Self::Invalid(Invalid::new("prompt", error.to_string())),
             SubmitError::Invalid(invalid) => Self::Invalid(invalid),
+            SubmitError::Unguided(_) => Self::Compute(error.to_string()),
             SubmitError::Stopped => Self::Stopped(error.to_string()),
         }
     }

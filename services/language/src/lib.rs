@@ -17,6 +17,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use anyhow::Context;
+use constraint::Grammars;
 use layers::LanguageModel;
 use mesh::{MAX_MESSAGE_BYTES, Routes, Target};
 use models::LoadOptions;
@@ -38,7 +39,8 @@ pub async fn start(host: &Host) -> anyhow::Result<Vec<Offer>> {
     let mut offers = Vec::with_capacity(host.models.len());
     for model in &host.models {
         let loaded = load(model.clone(), &config, host.models.len()).await?;
-        offers.push(offer(&model.name, Arc::new(Engine::start(loaded, config.engine()))));
+        let engine = Engine::start(loaded, config.engine()).with_guides(Arc::new(Grammars::of(model.checkpoint.dir())));
+        offers.push(offer(&model.name, Arc::new(engine)));
     }
     Ok(offers)
 }

@@ -25,7 +25,7 @@ impl Language for Server {
 
     async fn generate(&self, request: Request<v1::LanguageRequest>) -> Result<Response<Self::GenerateStream>, Status> {
         let job = wire::language::job(request.into_inner()).map_err(Error::from)?;
-        let responses = self.stage.generate(job)?.flat_map(|events| {
+        let responses = self.stage.generate(job).await?.flat_map(|events| {
             let responses = events.map(wire::language::to_responses).map_err(Status::from);
             stream::iter(match responses {
                 Ok(responses) => responses.into_iter().map(Ok).collect(),

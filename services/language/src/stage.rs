@@ -7,6 +7,7 @@ use domain::{Event, FinishReason, Job, Mode, ModelCard};
 use futures::stream::ReadyChunks;
 use futures::{Stream, StreamExt};
 use sched::{Engine, JobError, JobStream};
+use tokio::sync::Semaphore;
 use tracing::{Span, field};
 
 use crate::error::Error;
@@ -15,16 +16,24 @@ use crate::metrics::{self, Summary};
 /// Most events that are handed on together when a reader is slower than the engine.
 const MAX_EVENTS: usize = 64;
 
+/// Constraints that are compiled at a time: one that takes long must not hold up the others, nor take all cores.
+const COMPILERS: usize = 2;
+/// Jobs that wait for a compiler; more are refused.
+const WAITING: usize = 256;
+
 /// The work of the service for one model. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Stage {
     model: Arc<str>,
     engine: Arc<Engine>,
+    compilers: Arc<Semaphore>,
+    places: Arc<Semaphore>,
 }
 
 impl Stage {
     pub fn new(model: &str, engine: Arc<Engine>) -> Self {
-        Self { model: model.into(), engine }
+        let (compilers, places) = (Arc::new(Semaphore::new(COMPILERS)), Arc::new(Semaphore::new(WAITING)));
+        Self { model: model.into(), engine, compilers, places }
     }
 
     /// What the model is and can do.
@@ -33,13 +42,29 @@ impl Stage {
     }
 
     /// Start a generation. Dropping it ends its work within a step.
-    pub fn generate(&self, job: Job) -> Result<Generation, Error> {
+    pub async fn generate(&self, job: Job) -> Result<Generation, Error> {
         let span = span(&self.model, &job);
-        let events = self.engine.submit(job).inspect_err(|error| {
+        let submitted =
+            if is_constrained(&job) { self.submit_constrained(job).await } else { self.engine.submit(job).map_err(Error::from) };
+        let events = submitted.inspect_err(|error| {
             metrics::refused(&self.model);
             tracing::info!(parent: &span, %error, "refused");
         })?;
         Ok(Generation { events: events.ready_chunks(MAX_EVENTS), record: Record::new(self.model.clone(), span) })
+    }
+
+    /// Submit a job whose constraint must be compiled first, on a thread that may block.
+    async fn submit_constrained(&self, job: Job) -> Result<JobStream, Error> {
+        let full = |_| Error::QueueFull(format!("{WAITING} jobs wait for their constraint to be compiled"));
+        let _place = self.places.try_acquire().map_err(full)?;
+        let stopped = |error: &dyn std::fmt::Display| Error::Stopped(error.to_string());
+        let permit = self.compilers.clone().acquire_owned().await.map_err(|error| stopped(&error))?;
+        let engine = self.engine.clone();
+        let submit = move || {
+            let _permit = permit; // given back when the work is done, also when nobody waits for it any more
+            engine.submit(job)
+        };
+        Ok(tokio::task::spawn_blocking(submit).await.map_err(|error| stopped(&error))??)
     }
 }
 
@@ -131,6 +156,10 @@ impl Drop for Record {
         self.span.record("janua.outcome", outcome);
         metrics::ended(&self.model, &self.summary);
     }
+}
+
+fn is_constrained(job: &Job) -> bool {
+    matches!(&job.mode, Mode::Text { sampling, .. } if sampling.constraint.is_some())
 }
 
 fn span(model: &str, job: &Job) -> Span {

@@ -6,7 +6,7 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
-use domain::{Embeddings, Event, FinishReason, FlowState, Mode, Prompt, Segment};
+use domain::{Constraint, Embeddings, Event, FinishReason, FlowState, Job, Mode, Prompt, Segment};
 use futures::StreamExt;
 use futures::future::join_all;
 use mesh::{Mesh, Target};
@@ -41,6 +41,100 @@ async fn janus_answers_and_draws_in_company() {
     for (actual, (_, expected)) in all.iter().zip(&cases) {
         assert_eq!(actual, expected);
     }
+    service.wait_until_idle().await;
+}
+
+/// A greedy job that must satisfy a constraint.
+fn constrained(constraint: Constraint, count: usize) -> Job {
+    let mut job = greedy(llama(0).0.prompt, count);
+    let Mode::Text { sampling, .. } = &mut job.mode else { unreachable!() };
+    (sampling.constraint, sampling.ignore_eos) = (Some(constraint), false);
+    job
+}
+
+#[tokio::test]
+async fn constraints_hold_alone_in_company_and_on_another_instance() {
+    let (service, other) = (serve("llama").await, serve("llama").await);
+    let schema = r#"{"type": "object", "properties": {"a": {"type": "integer", "maximum": 99, "minimum": 0}}, "required": ["a"], "additionalProperties": false}"#;
+    let jobs = [
+        constrained(Constraint::JsonSchema(schema.into()), 400),
+        constrained(Constraint::Regex("[a-z]{3,8}( [a-z]{3,8}){2}".into()), 100),
+        constrained(Constraint::Lark("start: (\"a\" | \"b\"){5,9} \"c\"".into()), 100),
+    ];
+    let codec = text::TextCodec::load_dir(open("llama").dir()).unwrap();
+    let mut alone = Vec::new();
+    for job in &jobs {
+        let events = service.messages(job).await.unwrap().concat();
+        assert_eq!(events.last(), Some(&Event::Finished(FinishReason::Stop)));
+        alone.push(ids(&events));
+    }
+    let texts: Vec<String> = alone.iter().map(|ids| codec.decode(ids, true)).collect();
+    let value: serde_json::Value = serde_json::from_str(&texts[0]).unwrap();
+    assert!((0..100).contains(&value["a"].as_i64().unwrap()), "{value}");
+    assert!(texts[1].split(' ').all(|word| (3..=8).contains(&word.len())) && texts[1].split(' ').count() == 3, "{texts:?}");
+    assert!(texts[2].ends_with('c') && texts[2][..texts[2].len() - 1].bytes().all(|b| b"ab".contains(&b)), "{texts:?}");
+
+    // Beside each other and beside what has no constraint.
+    let (free, expected) = llama(1);
+    let mix: Vec<&Job> = jobs.iter().chain([&free]).cycle().take(16).collect();
+    let all = join_all(mix.iter().map(|job| service.ids(job))).await;
+    for (actual, expected) in all.iter().zip(alone.iter().chain([&expected]).cycle()) {
+        assert_eq!(actual, expected);
+    }
+    // Cut off anywhere, another instance goes on.
+    for (job, ids) in jobs.iter().zip(&alone) {
+        for at in [1, ids.len() / 2, ids.len() - 1, ids.len()] {
+            let resumed = Job { emitted: ids[..at].to_vec(), ..job.clone() };
+            assert_eq!(other.ids(&resumed).await, ids[at..], "from {at}");
+        }
+    }
+    service.wait_until_idle().await;
+}
+
+/// What the constraint would have said anyway is what is said: the reference's ids.
+#[tokio::test]
+async fn a_constraint_that_allows_everything_changes_nothing() {
+    let service = serve("llama").await;
+    let codec = text::TextCodec::load_dir(open("llama").dir()).unwrap();
+    let mut compared = 0;
+    for prompt in [0, 1] {
+        let (job, expected) = llama(prompt);
+        // What is no text, a constraint cannot allow.
+        let ends = (1..=expected.len()).rev();
+        let is_text =
+            |end: &usize| expected[..*end].iter().all(|id| codec.token_bytes(*id).is_some_and(|bytes| std::str::from_utf8(&bytes).is_ok()));
+        let Some(end) = ends.into_iter().find(is_text) else { continue };
+        let mut job = Job { ..job };
+        let Mode::Text { sampling, .. } = &mut job.mode else { unreachable!() };
+        (sampling.constraint, sampling.ignore_eos) = (Some(Constraint::Regex("(?s:.*)".into())), false);
+        sampling.max_tokens = Some(end as u32);
+        assert_eq!(service.ids(&job).await, expected[..end], "prompt {prompt}");
+        compared += end;
+    }
+    assert!(compared > 10, "{compared} tokens compared");
+}
+
+#[tokio::test]
+async fn a_bad_constraint_is_refused_and_disturbs_nobody() {
+    let service = serve("llama").await;
+    let (good, expected) = llama(0);
+    let beside = service.open(&good).await.unwrap();
+    for (constraint, field) in [
+        (Constraint::JsonSchema("{".into()), "sampling.constraint.json_schema"),
+        (Constraint::Regex("(".into()), "sampling.constraint.regex"),
+        (Constraint::Lark("start".into()), "sampling.constraint.lark"),
+    ] {
+        let status = service.open(&constrained(constraint, 5)).await.unwrap_err();
+        let violation = status.get_details_bad_request().unwrap().field_violations.remove(0);
+        assert_eq!((status.code(), violation.field.as_str()), (Code::InvalidArgument, field));
+    }
+    let strange = Job { emitted: vec![5], ..constrained(Constraint::Regex("[0-9]+".into()), 5) };
+    let codec = text::TextCodec::load_dir(open("llama").dir()).unwrap();
+    assert!(!codec.token_bytes(5).unwrap()[0].is_ascii_digit());
+    let status = service.open(&strange).await.unwrap_err();
+    assert!(status.code() == Code::InvalidArgument && status.message().starts_with("emitted[0]: "), "{status:?}");
+    let messages: Vec<_> = beside.map(|message| wire::language::events(message.unwrap()).unwrap()).collect().await;
+    assert_eq!(ids(&messages.concat()), expected);
     service.wait_until_idle().await;
 }
 

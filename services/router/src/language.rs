@@ -65,6 +65,14 @@ impl<'a> Outputs<'a> {
         Self { model, calls, request, ending, stream: None, broken: None, failures: 0, cached_tokens: None }
     }
 
+    /// Hands the sequence to an instance. What the service refuses is refused here.
+    pub(crate) async fn begin(&mut self) -> Result<(), Error> {
+        while let Err(status) = self.open().await {
+            self.failed(status).await?;
+        }
+        Ok(())
+    }
+
     /// Prompt positions that the first instance found in its prefix cache.
     pub(crate) fn cached_tokens(&self) -> u32 {
         self.cached_tokens.unwrap_or(0)
@@ -102,9 +110,7 @@ impl<'a> Outputs<'a> {
                 if self.ended().is_some() {
                     return Ok(None);
                 }
-                self.failures += 1;
-                self.model.forget_card();
-                self.calls.again(LANGUAGE, status, self.failures).await?;
+                self.failed(status).await?;
             }
             let next = match &mut self.stream {
                 Some(stream) => stream.next().await,
@@ -119,6 +125,13 @@ impl<'a> Outputs<'a> {
                 None => self.broken = Some(cut_short()),
             }
         }
+    }
+
+    /// Returns when another instance may be tried.
+    async fn failed(&mut self, status: Status) -> Result<(), Error> {
+        self.failures += 1;
+        self.model.forget_card();
+        self.calls.again(LANGUAGE, status, self.failures).await
     }
 
     async fn open(&mut self) -> Result<(), Status> {

@@ -5,6 +5,7 @@ use std::task::Poll;
 
 use bytes::Bytes;
 use domain::{Canvas, Invalid, ModelCard, OutputKind};
+use futures::future::try_join_all;
 use futures::stream::{self, FuturesUnordered, StreamExt, TryStreamExt};
 use proto::v1;
 use proto::v1::generate_response::Event;
@@ -17,9 +18,10 @@ use crate::RouterConfig;
 use crate::admission::{Gate, Place};
 use crate::answer::{Events, Spent};
 use crate::error::Error;
+use crate::language::Outputs;
 use crate::models::{Model, Models};
 use crate::request::{Request, Task, image_paths};
-use crate::stages::{Calls, TOKENIZER, VISION};
+use crate::stages::{Calls, LANGUAGE, TOKENIZER, VISION};
 use crate::{metrics, picture, text};
 
 /// What all requests share.
@@ -76,11 +78,13 @@ async fn stages(call: &mut Call, events: &Events) -> Result<(), Error> {
     // 3. Join them in the client's order.
     let prompt = join(call, prepared, &pictures)?;
     drop(pictures);
+    // 4. Hand over: what the language service refuses is refused before the answer begins.
+    let sequences = hand_over(call, &prompt).await?;
     // 6. Answer: the request was accepted.
     let (model, prompt_tokens) = (call.model.name.clone(), prompt.positions as u32);
     events.send(Event::Started(v1::Started { model, prompt_tokens, seed: call.request.seed })).await?;
     // 4. and 5. Generate and finish: each choice on its own, each event answered as it comes.
-    let spent = generate(call, &prompt, events).await?;
+    let spent = generate(call, &prompt, sequences, events).await?;
     // 6. Answer: what it took.
     let usage = v1::Usage {
         prompt_tokens,
@@ -129,7 +133,7 @@ pub(crate) struct Joined {
 /// 3. Segments in the client's order, pictures in their places; the whole must fit the context.
 fn join(call: &Call, prepared: Prepared, pictures: &[v1::Embeddings]) -> Result<Joined, Error> {
     let (segments, positions, image_positions) = joined(prepared.segments, pictures, call.card.hidden_size)?;
-    let (unconditional, pair, _) = joined(prepared.unconditional, &[], call.card.hidden_size)?;
+    let (unconditional, pair, _) = joined(prepared.unconditional, pictures, call.card.hidden_size)?;
     let pair_fits = match (call.request.output(), call.card.canvas) {
         (OutputKind::Image, Some(Canvas::Latent(_))) => (1..=positions).contains(&pair),
         (OutputKind::Image, _) => pair == positions,
@@ -170,14 +174,15 @@ fn joined(
                 v1::prompt_segment::Segment::Tokens(v1::TokenIds { ids })
             }
             PreparedSegment::Image(index) => {
-                let missing = || Error::contract(TOKENIZER, format!("a place for picture {index} of {}", pictures.len()));
-                let picture = pictures.get(index as usize).ok_or_else(missing)?;
-                let (rows, found) = (picture.rows as usize, picture.width as usize);
-                if rows == 0 || found != width || rows.checked_mul(width * 4) != Some(picture.data.len()) {
-                    return Err(Error::contract(VISION, format!("{rows} x {found} embeddings for a hidden size of {width}")));
-                }
+                let picture = embeddings(pictures, index, width)?;
+                let rows = picture.rows as usize;
                 (positions, image_positions) = (positions + rows, image_positions + rows);
                 v1::prompt_segment::Segment::Embeddings(picture.clone())
+            }
+            PreparedSegment::Padding { image, id } => {
+                let rows = embeddings(pictures, image, width)?.rows as usize;
+                positions += rows;
+                v1::prompt_segment::Segment::Tokens(v1::TokenIds { ids: vec![id; rows] })
             }
         };
         joined.push(v1::PromptSegment { segment: Some(segment) });
@@ -185,9 +190,30 @@ fn joined(
     Ok((joined, positions, image_positions))
 }
 
+/// Picture `index` of the request, in the model's hidden size.
+fn embeddings(pictures: &[v1::Embeddings], index: u32, width: usize) -> Result<&v1::Embeddings, Error> {
+    let missing = || Error::contract(TOKENIZER, format!("a place for picture {index} of {}", pictures.len()));
+    let picture = pictures.get(index as usize).ok_or_else(missing)?;
+    let (rows, found) = (picture.rows as usize, picture.width as usize);
+    if rows == 0 || found != width || rows.checked_mul(width * 4) != Some(picture.data.len()) {
+        return Err(Error::contract(VISION, format!("{rows} x {found} embeddings for a hidden size of {width}")));
+    }
+    Ok(picture)
+}
+
+/// 4. One sequence for each choice of a text. An image is handed over when its turn comes: nothing in it is left to refuse.
+async fn hand_over<'a>(call: &'a Call, prompt: &Joined) -> Result<Vec<Outputs<'a>>, Error> {
+    match &call.request.task {
+        Task::Text(text) => try_join_all((0..text.n).map(|index| text::begin(call, prompt, text, index))).await,
+        Task::Image(_) => Ok(Vec::new()),
+    }
+}
+
 /// 4. and 5. All choices at once; the first that fails ends the others.
-async fn generate(call: &Call, prompt: &Joined, events: &Events) -> Result<Spent, Error> {
-    let mut choices: FuturesUnordered<_> = (0..call.request.choices()).map(|index| choice(call, prompt, index, events)).collect();
+async fn generate(call: &Call, prompt: &Joined, sequences: Vec<Outputs<'_>>, events: &Events) -> Result<Spent, Error> {
+    let mut sequences = sequences.into_iter();
+    let mut choices: FuturesUnordered<_> =
+        (0..call.request.choices()).map(|index| choice(call, prompt, sequences.next(), index, events)).collect();
     let mut total = Spent::default();
     while let Some((index, spent)) = choices.try_next().await? {
         total.output_tokens += spent.output_tokens;
@@ -200,10 +226,11 @@ async fn generate(call: &Call, prompt: &Joined, events: &Events) -> Result<Spent
 }
 
 /// 4. and 5. One choice or image, with its index.
-async fn choice(call: &Call, prompt: &Joined, index: u32, events: &Events) -> Result<(u32, Spent), Error> {
-    let spent = match &call.request.task {
-        Task::Text(text) => text::choice(call, prompt, text, index, events).await?,
-        Task::Image(image) => picture::image(call, prompt, image, index, events).await?,
+async fn choice(call: &Call, prompt: &Joined, sequence: Option<Outputs<'_>>, index: u32, events: &Events) -> Result<(u32, Spent), Error> {
+    let spent = match (&call.request.task, sequence) {
+        (Task::Text(text), Some(sequence)) => text::choice(call, sequence, text, index, events).await?,
+        (Task::Image(image), None) => picture::image(call, prompt, image, index, events).await?,
+        (Task::Text(_), None) | (Task::Image(_), Some(_)) => return Err(Error::contract(LANGUAGE, "a sequence of the wrong kind")),
     };
     Ok((index, spent))
 }

@@ -1,7 +1,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use domain::{Canvas, FinishReason, Input, Part};
+use domain::{Canvas, FinishReason, Input};
 use futures::FutureExt;
 use futures::future::{BoxFuture, Either, select};
 use proto::v1;
@@ -242,11 +242,7 @@ fn metadata(call: &Call, image: &ImageRequest, seed: u64, canvas: Canvas) -> Has
 }
 
 fn prompt_note(input: &Input) -> String {
-    let texts = input.parts().filter_map(|part| match part {
-        Part::Text(text) => Some(text.as_str()),
-        Part::Image(_) => None,
-    });
-    let mut note = texts.collect::<Vec<_>>().join("\n");
+    let mut note = input.texts().collect::<Vec<_>>().join("\n");
     note.truncate(note.floor_char_boundary(MAX_PROMPT_NOTE));
     note
 }

@@ -38,14 +38,17 @@ impl Request {
                 let text = wire::sampling::text(message.sampling, &card.default_sampling)?;
                 Task::Text(text)
             }
-            OutputKind::Image => match (paths.first(), card.canvas) {
-                (_, None) => return Err(Invalid::new("output", "the model draws no images")),
-                (Some(path), _) => return Err(Invalid::new(path, "a prompt for an image is text alone")),
-                (None, Some(canvas)) => {
-                    message.image.iter().try_for_each(|image| wire::sampling::suits(image, canvas))?;
-                    Task::Image(wire::sampling::image(message.image, &card.default_image_sampling)?)
-                }
-            },
+            OutputKind::Image if matches!(input, Input::Fim { .. }) => {
+                return Err(Invalid::new("output", "what fills a gap in a text is text"));
+            }
+            OutputKind::Image if message.sampling.as_ref().is_some_and(|sampling| sampling.constraint.is_some()) => {
+                return Err(Invalid::new("sampling.constraint", "an image takes no constraint"));
+            }
+            OutputKind::Image => {
+                let canvas = card.canvas.ok_or_else(|| Invalid::new("output", "the model draws no images"))?;
+                message.image.iter().try_for_each(|image| wire::sampling::suits(image, canvas))?;
+                Task::Image(wire::sampling::image(message.image, &card.default_image_sampling)?)
+            }
         };
         let given = match &task {
             Task::Text(text) => text.given_seed,
@@ -73,6 +76,7 @@ impl Request {
         match self.input {
             Input::Chat(_) => "chat",
             Input::Completion { .. } => "completion",
+            Input::Fim { .. } => "fim",
         }
     }
 }
@@ -88,6 +92,7 @@ pub(crate) fn image_paths(input: &Input) -> Vec<String> {
             messages.iter().enumerate().flat_map(|(i, message)| within(&message.parts, &format!("chat.messages[{i}]"))).collect()
         }
         Input::Completion { parts, .. } => within(parts, "completion"),
+        Input::Fim { .. } => Vec::new(),
     }
 }
 

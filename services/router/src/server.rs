@@ -86,7 +86,7 @@ async fn tokenize(shared: &Shared, request: v1::TokenizeRequest, calls: Calls) -
 fn tokens(segment: PreparedSegment) -> Result<Vec<u32>, Error> {
     match segment {
         PreparedSegment::Tokens(ids) => Ok(ids),
-        PreparedSegment::Image(_) => Err(Error::contract(stages::TOKENIZER, "a picture in a text")),
+        PreparedSegment::Image(_) | PreparedSegment::Padding { .. } => Err(Error::contract(stages::TOKENIZER, "a picture in a text")),
     }
 }
 

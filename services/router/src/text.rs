@@ -15,8 +15,8 @@ use crate::life::{Call, Joined};
 use crate::models::Model;
 use crate::stages::{Calls, TOKENIZER};
 
-/// One choice of a text answer, from the prompt to its `ChoiceFinished`.
-pub(crate) async fn choice(call: &Call, prompt: &Joined, text: &TextRequest, index: u32, events: &Events) -> Result<Spent, Error> {
+/// The sequence of one choice, taken by an instance of the language service.
+pub(crate) async fn begin<'a>(call: &'a Call, prompt: &Joined, text: &TextRequest, index: u32) -> Result<Outputs<'a>, Error> {
     let mut sampling = text.sampling.clone();
     sampling.seed = call.seed(index);
     // The context holds prompt and output together; without a wish the router's limit holds.
@@ -25,13 +25,20 @@ pub(crate) async fn choice(call: &Call, prompt: &Joined, text: &TextRequest, ind
     sampling.max_tokens = Some(max_tokens);
     let ending = Ending {
         eos_token_ids: if sampling.ignore_eos { Vec::new() } else { prompt.eos_token_ids.clone() },
-        max_outputs: max_tokens as usize,
+        // Whether a constraint is satisfied at the last token only the language service knows: it is asked again.
+        max_outputs: if sampling.constraint.is_some() { usize::MAX } else { max_tokens as usize },
         at_max: FinishReason::Length,
     };
     let mode = v1::TextMode { sampling: Some(wire::sampling::to_text(&sampling)), eos_token_ids: prompt.eos_token_ids.clone() };
     let request =
         v1::LanguageRequest { prompt: prompt.segments.clone(), mode: Some(v1::language_request::Mode::Text(mode)), emitted: Vec::new() };
     let mut outputs = Outputs::new(&call.model, call.calls, request, ending);
+    outputs.begin().await?;
+    Ok(outputs)
+}
+
+/// One choice of a text answer, from its sequence to its `ChoiceFinished`.
+pub(crate) async fn choice(call: &Call, mut outputs: Outputs<'_>, text: &TextRequest, index: u32, events: &Events) -> Result<Spent, Error> {
     let mut text = Detokenizer::new(&call.model, call.calls, &text.stop);
 
     let mut spent = Spent::default();

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 
 use fakes::*;
 use proto::v1;
+use proto::v1::constraint::Constraint::{JsonSchema, Lark, Regex};
 use tonic::Code;
 use tonic_types::StatusExt;
 
@@ -25,6 +26,19 @@ fn drawn(change: impl FnOnce(&mut v1::ImageSampling)) -> v1::GenerateRequest {
 fn completion(parts: Vec<v1::Part>) -> v1::GenerateRequest {
     let input = v1::generate_request::Input::Completion(v1::Completion { parts, omit_bos: false });
     v1::GenerateRequest { input: Some(input), ..chat(Vec::new(), 3) }
+}
+
+fn fim(prefix: &str, suffix: &str) -> v1::GenerateRequest {
+    let input = v1::generate_request::Input::Fim(v1::FillInTheMiddle { prefix: prefix.into(), suffix: suffix.into() });
+    v1::GenerateRequest { input: Some(input), ..chat(Vec::new(), 3) }
+}
+
+fn constrained(constraint: Option<v1::constraint::Constraint>) -> v1::GenerateRequest {
+    sampled(|s| s.constraint = Some(v1::Constraint { constraint }))
+}
+
+fn yes() -> Option<v1::Constraint> {
+    Some(v1::Constraint { constraint: Some(Regex("yes".into())) })
 }
 
 #[tokio::test]
@@ -72,8 +86,21 @@ async fn each_refusal_names_its_field() {
         (drawn(|i| i.solver = 1), "image.solver: this model draws code by code"),
         (v1::GenerateRequest { output: 9, ..chat(vec![text_part("x")], 3) }, "output: "),
         (
-            v1::GenerateRequest { output: v1::OutputKind::Image.into(), ..chat(vec![image_part(b"a")], 3) },
-            "chat.messages[0].parts[0].image: ",
+            v1::GenerateRequest { output: v1::OutputKind::Image.into(), ..chat(vec![image_part(b"?")], 3) },
+            "chat.messages[0].parts[0].image: not a picture",
+        ),
+        (fim("", ""), "fim: the prompt is empty"),
+        (fim(&long, &long), "fim: the prompt has 8193 tokens"),
+        (fim(&long, &long.repeat(2)), "fim.text: 12288 bytes"),
+        (v1::GenerateRequest { output: v1::OutputKind::Image.into(), ..fim("a", "b") }, "output: what fills a gap in a text is text"),
+        (constrained(None), "sampling.constraint: one of"),
+        (constrained(Some(JsonSchema(String::new()))), "sampling.constraint.json_schema: empty"),
+        (constrained(Some(Regex("x".repeat(65_537)))), "sampling.constraint.regex: 65537 bytes, at most 65536"),
+        (constrained(Some(Lark("x".repeat(65_537)))), "sampling.constraint.lark: 65537 bytes, at most 65536"),
+        (sampled(|s| (s.ignore_eos, s.constraint) = (true, yes())), "sampling.ignore_eos: "),
+        (
+            v1::GenerateRequest { output: v1::OutputKind::Image.into(), ..sampled(|s| s.constraint = yes()) },
+            "sampling.constraint: an image takes no constraint",
         ),
     ];
     for (request, expected) in cases {

@@ -7,9 +7,11 @@ use std::sync::atomic::Ordering;
 
 use domain::{Canvas, CodeGrid};
 use fakes::*;
+use futures::StreamExt;
 use proto::v1;
 use proto::v1::generate_response::Event;
 use tokio::sync::Semaphore;
+use tonic::Code;
 
 #[tokio::test]
 async fn a_text_answer_from_start_to_end() {
@@ -54,6 +56,58 @@ async fn pictures_stand_where_the_client_put_them() {
         })
         .collect();
     assert_eq!(kinds, ["picture 7", "[97, 98]", "picture 9", "picture 7", "[99]"]);
+}
+
+#[tokio::test]
+async fn a_drawing_may_follow_pictures() {
+    let bench = Bench::new(Script::new()).await;
+    let parts = vec![text_part("ab"), image_part(b"\x07"), text_part("c")];
+    let request = v1::GenerateRequest { output: v1::OutputKind::Image.into(), ..chat(parts, 1) };
+    let events = bench.ask(request).await.unwrap();
+    let usage = usage_of(&events);
+    assert_eq!((usage.prompt_tokens, usage.image_tokens), (6, 3));
+    let request = bench.script.language_requests.lock().unwrap()[0].clone();
+    let Some(v1::language_request::Mode::Image(mode)) = request.mode else { panic!("{request:?}") };
+    let tokens = |segment: &v1::PromptSegment| match segment.segment.as_ref().unwrap() {
+        v1::prompt_segment::Segment::Tokens(tokens) => Some(tokens.ids.clone()),
+        v1::prompt_segment::Segment::Embeddings(_) => None,
+    };
+    // The pair is as long as the prompt: padding for every position of the picture.
+    assert_eq!(request.prompt.iter().map(tokens).collect::<Vec<_>>(), [Some(vec![97, 98]), None, Some(vec![99])]);
+    assert_eq!(mode.unconditional.iter().map(tokens).collect::<Vec<_>>(), [Some(vec![97, 98]), Some(vec![PAD; ROWS]), Some(vec![99])]);
+}
+
+#[tokio::test]
+async fn a_gap_is_filled_with_text() {
+    let bench = Bench::new(Script::new()).await;
+    let input = v1::generate_request::Input::Fim(v1::FillInTheMiddle { prefix: "ab".into(), suffix: "c".into() });
+    let events = bench.ask(v1::GenerateRequest { input: Some(input), ..chat(Vec::new(), 3) }).await.unwrap();
+    assert_eq!((text_of(&events, 0).as_str(), usage_of(&events).prompt_tokens), ("abc", 4));
+}
+
+#[tokio::test]
+async fn what_the_language_service_refuses_is_refused_before_the_answer_begins() {
+    let bench = Bench::new(Script::new()).await;
+    bench.script.language_faults.lock().unwrap().push_back(Fault { after: 0, code: Some(Code::InvalidArgument) });
+    let mut stream = bench.open(chat(vec![text_part("x")], 3)).await.unwrap();
+    let status = stream.next().await.unwrap().unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument, "the first thing that the client hears");
+}
+
+#[tokio::test]
+async fn constraints_reach_every_choice() {
+    let bench = Bench::new(Script::new()).await;
+    let constraint = v1::Constraint { constraint: Some(v1::constraint::Constraint::Regex("[a-z]+".into())) };
+    let mut request = chat(vec![text_part("x")], 3);
+    let sampling = request.sampling.as_mut().unwrap();
+    (sampling.n, sampling.constraint) = (Some(2), Some(constraint.clone()));
+    bench.ask(request).await.unwrap();
+    let requests = bench.script.language_requests.lock().unwrap();
+    for request in requests.iter() {
+        let Some(v1::language_request::Mode::Text(text)) = &request.mode else { panic!("{request:?}") };
+        assert_eq!(text.sampling.as_ref().unwrap().constraint, Some(constraint.clone()));
+    }
+    assert_eq!(requests.len(), 2);
 }
 
 #[tokio::test]

@@ -109,6 +109,7 @@ fn segments(segments: Vec<PreparedSegment>) -> Vec<wire::tokenizer::PreparedSegm
     let segment = |segment| match segment {
         PreparedSegment::Tokens(ids) => wire::tokenizer::PreparedSegment::Tokens(ids),
         PreparedSegment::Image(index) => wire::tokenizer::PreparedSegment::Image(index),
+        PreparedSegment::Padding { image, id } => wire::tokenizer::PreparedSegment::Padding { image, id },
     };
     segments.into_iter().map(segment).collect()
 }

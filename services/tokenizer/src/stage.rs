@@ -1,7 +1,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use domain::{Input, Invalid, OutputKind, Part};
+use domain::{Input, Invalid, OutputKind};
 use text::{Detokenizer, Prepared, PreparedSegment, TextCodec};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use wire::input::InputLimits;
@@ -61,7 +61,7 @@ impl Stage {
 
     /// Renders and encodes a request's input.
     pub async fn prepare(&self, input: Input, output: OutputKind) -> Result<Prepared, Error> {
-        let bytes = input.parts().map(|part| if let Part::Text(text) = part { text.len() } else { 0 }).sum();
+        let bytes = input.texts().map(str::len).sum();
         self.encoded(bytes, move |codec| codec.prepare(&input, output), |prepared| tokens(&prepared.segments)).await
     }
 

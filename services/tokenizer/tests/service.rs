@@ -130,6 +130,7 @@ async fn prompts_are_prepared_with_slots_for_pictures() {
         match segment {
             wire::tokenizer::PreparedSegment::Tokens(tokens) => ids.extend(tokens.iter().map(|id| u64::from(*id))),
             wire::tokenizer::PreparedSegment::Image(index) => ids.extend([488 + u64::from(*index); 36]),
+            wire::tokenizer::PreparedSegment::Padding { .. } => panic!("padding in a prompt for text"),
         }
     }
     assert_eq!(ids, expected);

@@ -27,11 +27,13 @@ const TRANSFORMERS: Layout = Layout { kind: "model_type", single: "model.safeten
 const DIFFUSERS: Layout =
     Layout { kind: "_class_name", single: "diffusion_pytorch_model.safetensors", index: "diffusion_pytorch_model.safetensors.index.json" };
 
-/// Rewrites pickled weights, which are programs and not only data, as a safetensors file that this crate reads.
+/// Rewrites pickled weights, which are programs and not only data, as safetensors files that this crate reads: file by file, so that one
+/// of them has to fit into memory, and with an index of which tensor went where. `clone` takes apart tensors that share their memory.
 const CONVERT: &str = concat!(
-    "convert them once, in that folder, with: python3 -c 'import glob,torch,safetensors.torch as s; ",
-    "s.save_file({k:v.contiguous().clone() for f in sorted(glob.glob(\"pytorch_model*.bin\")) ",
-    "for k,v in torch.load(f,map_location=\"cpu\",weights_only=True).items()},\"model.safetensors\")'"
+    "convert them once, in that folder, with: python3 -c 'import glob,json,torch,safetensors.torch as s; json.dump({\"metadata\":{},\"weight_map\":",
+    "{k:n for f in sorted(glob.glob(\"pytorch_model*.bin\")) for n in [f[8:-4]+\".safetensors\"] ",
+    "for d in [{k:v.contiguous().clone() for k,v in torch.load(f,map_location=\"cpu\",weights_only=True).items()}] ",
+    "for _ in [s.save_file(d,n,{\"format\":\"pt\"})] for k in d}},open(\"model.safetensors.index.json\",\"w\"))'"
 );
 
 /// A model folder with its weights mapped into memory. Share it in an `Arc`.
@@ -166,16 +168,11 @@ impl Checkpoint {
         if let Some(shards) = self.json(index)? {
             return self.open_shards(index, &shards);
         }
-        let path = &self.dir;
-        let pickled = std::fs::read_dir(path).into_iter().flatten().flatten().any(|file| is_pickled(&file.file_name().to_string_lossy()));
-        Err(CheckpointError::file(
-            path,
-            if pickled {
-                format!("only pytorch_model*.bin weights, which are not read; {CONVERT}")
-            } else {
-                format!("no weights: neither {single} nor {index}")
-            },
-        ))
+        let names = std::fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        match names.map(|file| file.file_name().to_string_lossy().into_owned()).filter(|name| is_pickled(name)).min() {
+            Some(name) => Err(CheckpointError::file(&self.dir.join(shown(&name)), format!("pickled weights are not read; {CONVERT}"))),
+            None => Err(CheckpointError::file(&self.dir, format!("no weights: neither {single} nor {index}"))),
+        }
     }
 
     /// The shards that the file called `index_name` names.

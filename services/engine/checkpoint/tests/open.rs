@@ -154,7 +154,9 @@ fn bad_folders_are_refused_by_name() {
     let file = fixture("llama/config.json");
     assert!(Checkpoint::open(&file).unwrap_err().to_string().ends_with("config.json: is not a folder"));
     check_refusal(&[], &["no weights: neither model.safetensors nor model.safetensors.index.json"]);
-    check_refusal(&[("pytorch_model-00001-of-00002.bin", b"PK")], &["only pytorch_model*.bin weights", "python3 -c"]);
+    check_refusal(&[("pytorch_model.bin", b"PK")], &["pytorch_model.bin: pickled weights are not read; convert them", "python3 -c"]);
+    let shards = [("pytorch_model-00002-of-00002.bin", &b"PK"[..]), ("pytorch_model-00001-of-00002.bin", b"PK")];
+    check_refusal(&shards, &["pytorch_model-00001-of-00002.bin: pickled weights are not read; convert them", "python3 -c"]);
     for (config, expected) in [
         (&b"{"[..], "config.json: invalid JSON"),
         (b"\xFF\xFE", "config.json: invalid JSON"),
@@ -167,6 +169,58 @@ fn bad_folders_are_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let missing = Checkpoint::open(dir.path()).unwrap_err().to_string();
     assert!(missing.ends_with("config.json: missing: is this a model folder?"), "{missing}");
+}
+
+/// The command that a refusal names does what it says. PyTorch itself is no part of the tests: two small modules stand for it, which read
+/// and write the same forms. Tensors that share their memory are refused by the real `save_file`, and by this one.
+#[test]
+fn the_conversion_command_converts() {
+    let torch = r#"
+import json
+class Tensor:
+    def __init__(self, values, memory): self.values, self.memory = values, memory
+    def contiguous(self): return self
+    def clone(self): return Tensor(self.values, object())
+def load(file, map_location, weights_only):
+    assert map_location == "cpu" and weights_only is True
+    memory = {}
+    return {name: Tensor(values, memory.setdefault(str(values), object())) for name, values in json.load(open(file)).items()}
+"#;
+    let safetensors = r#"
+import json, struct
+def save_file(tensors, file, metadata):
+    assert len({id(tensor.memory) for tensor in tensors.values()}) == len(tensors), "shared memory"
+    header, data = {"__metadata__": metadata}, b""
+    for name, tensor in tensors.items():
+        new = struct.pack(f"<{len(tensor.values)}f", *tensor.values)
+        header[name] = {"dtype": "F32", "shape": [len(tensor.values)], "data_offsets": [len(data), len(data) + len(new)]}
+        data += new
+    text = json.dumps(header).encode()
+    open(file, "wb").write(struct.pack("<Q", len(text)) + text + data)
+"#;
+    let modules = tempfile::tempdir().unwrap();
+    fs::write(modules.path().join("torch.py"), torch).unwrap();
+    fs::create_dir(modules.path().join("safetensors")).unwrap();
+    fs::write(modules.path().join("safetensors/__init__.py"), "").unwrap();
+    fs::write(modules.path().join("safetensors/torch.py"), safetensors).unwrap();
+
+    let single = vec![("pytorch_model.bin", &br#"{"a": [1, 2], "tied": [1, 2], "b": [3]}"#[..])];
+    let sharded = vec![
+        ("pytorch_model-00001-of-00002.bin", &br#"{"a": [1, 2], "tied": [1, 2]}"#[..]),
+        ("pytorch_model-00002-of-00002.bin", br#"{"b": [3]}"#),
+    ];
+    for files in [single, sharded] {
+        let dir = folder(&files);
+        let refusal = Checkpoint::open(dir.path()).unwrap_err().to_string();
+        let command = refusal.split_once(", with: ").unwrap().1;
+        let run = std::process::Command::new("sh").args(["-c", command]).current_dir(dir.path()).env("PYTHONPATH", modules.path()).output();
+        let run = run.unwrap();
+        assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        for (name, expected) in [("a", &[1.0, 2.0][..]), ("tied", &[1.0, 2.0]), ("b", &[3.0])] {
+            assert_eq!(checkpoint.tensor(name).unwrap().to_f32(), expected, "{name} of {files:?}");
+        }
+    }
 }
 
 #[test]

@@ -9,7 +9,7 @@ use futures::{FutureExt, channel::oneshot, future::Shared};
 use layers::LanguageModel;
 
 use crate::{
-    EngineConfig, EngineStats, JobStream, SubmitError, inbox::Inbox, intake::Limits, scheduler::Scheduler, stream, worker::Worker,
+    EngineConfig, EngineStats, Guides, JobStream, SubmitError, inbox::Inbox, intake::Limits, scheduler::Scheduler, stream, worker::Worker,
 };
 
 /// A language model at work on a thread of its own.
@@ -27,7 +27,7 @@ impl Engine {
     /// Start the thread. It sleeps while there is no job.
     pub fn start(model: Box<dyn LanguageModel>, config: EngineConfig) -> Self {
         let config = config.bounded();
-        let limits = Limits { card: model.card().clone(), kv_blocks: model.kv_blocks(), prefix_cache: config.prefix_cache };
+        let limits = Limits { card: model.card().clone(), kv_blocks: model.kv_blocks(), prefix_cache: config.prefix_cache, guides: None };
         let inbox = Arc::new(Inbox::new(config.queue_limit));
         let mut scheduler = Scheduler::new(config, model.kv_blocks());
         let stats = Arc::new(Mutex::new(scheduler.stats()));
@@ -41,6 +41,12 @@ impl Engine {
         Self { limits, inbox, stats, stopped: stopped.shared(), thread: Some(thread) }
     }
 
+    /// The same engine, able to keep outputs to constraints.
+    pub fn with_guides(mut self, guides: Arc<dyn Guides>) -> Self {
+        self.limits.guides = Some(guides);
+        self
+    }
+
     /// What the model is and can do.
     pub fn card(&self) -> &ModelCard {
         &self.limits.card
@@ -48,7 +54,8 @@ impl Engine {
 
     /// Queue a job. Its outputs depend on the job alone, not on what else runs.
     ///
-    /// Hashes the prompt's pictures (about 1 GB/s), so the call takes milliseconds when there are many.
+    /// Hashes the prompt's pictures (about 1 GB/s), so the call takes milliseconds when there are many. A constraint is compiled here, which
+    /// can take longer: submit such a job where blocking is allowed.
     pub fn submit(&self, job: Job) -> Result<JobStream, SubmitError> {
         let ticket = self.inbox.ticket()?;
         let (outlet, stream) = stream::channel(self.inbox.clone());

@@ -1,5 +1,7 @@
 use domain::Invalid;
 
+use crate::GuideError;
+
 /// Why a job was not taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SubmitError {
@@ -12,9 +14,21 @@ pub enum SubmitError {
     /// The job contradicts itself or the model.
     #[error(transparent)]
     Invalid(#[from] Invalid),
+    /// The job has a constraint, and constraints cannot be served.
+    #[error("constraints cannot be served: {0}")]
+    Unguided(String),
     /// The engine has been stopped, or its model has crashed.
     #[error("the engine has stopped")]
     Stopped,
+}
+
+impl From<GuideError> for SubmitError {
+    fn from(error: GuideError) -> Self {
+        match error {
+            GuideError::Invalid(invalid) => Self::Invalid(invalid),
+            GuideError::Unable(reason) => Self::Unguided(reason),
+        }
+    }
 }
 
 /// Why a job ended without finishing.

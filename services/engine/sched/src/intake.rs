@@ -1,10 +1,12 @@
 //! A job becomes a task, or is refused: after this nobody checks it again.
 
-use domain::{CodeGrid, FlowState, Invalid, Job, Latent, LatentGrid, Mode, ModelCard, Prompt, Segment};
+use std::sync::Arc;
+
+use domain::{CodeGrid, Constraint, FlowState, Invalid, Job, Latent, LatentGrid, Mode, ModelCard, Prompt, Segment};
 use layers::BLOCK_TOKENS;
 
 use crate::{
-    SubmitError,
+    Guide, Guides, SubmitError,
     flow::Flow,
     inbox::Ticket,
     sampler::History,
@@ -19,6 +21,8 @@ pub(crate) struct Limits {
     pub card: ModelCard,
     pub kv_blocks: usize,
     pub prefix_cache: bool,
+    /// Absent: jobs with a constraint are refused.
+    pub guides: Option<Arc<dyn Guides>>,
 }
 
 impl Limits {
@@ -30,7 +34,8 @@ impl Limits {
             Mode::Text { sampling, eos_token_ids } => {
                 let limit = self.text_limit(prompt_tokens, sampling.max_tokens)?;
                 let history = History::new(&sampling, token_ids(&job.prompt));
-                (Output::Text { sampling, eos_token_ids, history }, limit, None)
+                let guide = sampling.constraint.as_ref().map(|constraint| self.guide(constraint, &eos_token_ids)).transpose()?;
+                (Output::Text { sampling, eos_token_ids, history, guide }, limit, None)
             }
             Mode::Image { unconditional, sampling } => {
                 let grid = self.image_grid(&job.prompt, &unconditional)?;
@@ -52,8 +57,15 @@ impl Limits {
         };
         let sequences = prompts.map(sequence).collect();
         let mut task = Task::new(sequences, output, limit, outlet, ticket);
-        job.emitted.into_iter().for_each(|id| task.resume(id));
+        for (index, id) in job.emitted.into_iter().enumerate() {
+            task.resume(id).map_err(|reason| Invalid::new(format!("emitted[{index}]"), reason))?;
+        }
         Ok(task)
+    }
+
+    fn guide(&self, constraint: &Constraint, eos_token_ids: &[u32]) -> Result<Box<dyn Guide>, SubmitError> {
+        let unable = || SubmitError::Unguided("this engine was started without a tokenizer".into());
+        Ok(self.guides.as_ref().ok_or_else(unable)?.guide(constraint, eos_token_ids)?)
     }
 
     fn prompt(&self, prompt: &Prompt, field: &str) -> Result<(), Invalid> {

@@ -2,13 +2,14 @@
 //!
 //! An [`Engine`] owns a [`layers::LanguageModel`] on a thread of its own and repeats four stages: take new jobs (`inbox`), choose the rows
 //! of the next step (`scheduler`), compute them, then sample and deliver (`task`, `sampler`, `stream`). A job that draws by a flow takes its
-//! steps between those stages (`flow`, `solver`). This crate knows sequences and
-//! blocks, not tensors: what a block holds is the model's business.
+//! steps between those stages (`flow`, `solver`). This crate knows sequences and blocks, not tensors: what a block holds is the model's
+//! business. Nor does it know what tokens stand for: what keeps an output to a grammar is a [`Guide`] that it is given.
 //!
 //! Invariant: what a job yields depends on the job and the model alone. What shares its batches, how its prompt is cut into chunks, what the
 //! prefix cache holds, whether it was preempted, or resumed elsewhere through `emitted`, never changes its outputs.
 
 mod config;
+mod constraint;
 mod engine;
 mod error;
 mod flow;
@@ -26,6 +27,7 @@ mod task;
 mod worker;
 
 pub use config::{EngineConfig, EngineStats, MIN_BATCH_TOKENS};
+pub use constraint::{Guide, GuideError, Guides};
 pub use engine::Engine;
 pub use error::{JobError, SubmitError};
 pub use stream::{BUFFERED_EVENTS, JobStream};

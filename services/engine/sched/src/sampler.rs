@@ -1,6 +1,8 @@
 //! From logits to an output: pure functions.
 //!
-//! Order for text: penalties (repetition, then frequency and presence), log-probabilities, temperature, top_k, min_p, top_p, draw.
+//! Order for text: constraint, penalties (repetition, then frequency and presence), log-probabilities, temperature, top_k, min_p, top_p, draw.
+//! A constraint comes first (see [`Guide::mask`](crate::Guide::mask)): it makes logits negative infinity, which no later stage undoes, so
+//! log-probabilities and truncation count only what may come next.
 //! top_k and min_p keep the same tokens in either order; top_p counts the probabilities of the tokens that those two have left, scaled to
 //! add up to one. Between equal logits the lowest id counts as the more likely. For images: guidance, temperature, draw.
 //!
@@ -196,5 +198,6 @@ fn logprobs(logits: &[f32], best: u32, chosen: u32, top: usize) -> TokenLogprobs
     let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
     let top = top.min(ids.len());
     best_first(&mut ids, top, logits);
-    TokenLogprobs { chosen: entry(chosen), top: ids[..top].iter().map(|&id| entry(id)).collect() }
+    let possible = ids[..top].iter().take_while(|&&id| logits[id as usize] > f32::NEG_INFINITY);
+    TokenLogprobs { chosen: entry(chosen), top: possible.map(|&id| entry(id)).collect() }
 }

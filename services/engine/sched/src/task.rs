@@ -2,7 +2,7 @@ use domain::{Event, FinishReason, ImageSampling, Sampling};
 use layers::{EngineError, FlowModel, Head};
 
 use crate::{
-    JobError,
+    Guide, JobError,
     flow::Flow,
     inbox::Ticket,
     pool::BlockPool,
@@ -38,7 +38,7 @@ pub(crate) struct Task {
 /// How a task's outputs are drawn.
 #[derive(Debug)]
 pub(crate) enum Output {
-    Text { sampling: Sampling, eos_token_ids: Vec<u32>, history: History },
+    Text { sampling: Sampling, eos_token_ids: Vec<u32>, history: History, guide: Option<Box<dyn Guide>> },
     Image { sampling: ImageSampling },
     Flow(Box<Flow>),
 }
@@ -142,19 +142,21 @@ impl Task {
         self.sequences[sequence].advance(rows, pool);
     }
 
-    /// Take over an output of an earlier worker.
-    pub fn resume(&mut self, id: u32) {
-        self.record(id);
+    /// Take over an output of an earlier worker. Fails when the task's constraint rules it out.
+    pub fn resume(&mut self, id: u32) -> Result<(), String> {
+        self.record(id)?;
         self.feed(id);
+        Ok(())
     }
 
     /// Why there is nothing more to draw, if so.
     pub fn finish_reason(&self) -> Option<FinishReason> {
         let complete = self.produced >= self.limit;
         match &self.output {
-            Output::Text { sampling, eos_token_ids, .. } => {
+            Output::Text { sampling, eos_token_ids, guide, .. } => {
                 let ended = !sampling.ignore_eos && self.last.is_some_and(|id| eos_token_ids.contains(&id));
-                ended.then_some(FinishReason::Stop).or(complete.then_some(FinishReason::Length))
+                let complete_text = guide.as_ref().is_some_and(|guide| guide.is_finished());
+                (ended || complete_text).then_some(FinishReason::Stop).or(complete.then_some(FinishReason::Length))
             }
             Output::Image { .. } => complete.then_some(FinishReason::Stop),
             Output::Flow(flow) => flow.is_over().then_some(FinishReason::Stop),
@@ -172,17 +174,20 @@ impl Task {
     /// Draw and deliver the next output from the logits of each sequence's last row. Returns why the task ends, if it does.
     pub fn advance_output(&mut self, mut logits: Vec<Vec<f32>>) -> Result<Option<FinishReason>, JobError> {
         let index = self.produced as u64;
-        let drawn = match (&self.output, logits.as_mut_slice()) {
-            (Output::Text { sampling, history, .. }, [logits]) => sampler::text(logits, sampling, history, index),
+        let drawn = match (&mut self.output, logits.as_mut_slice()) {
+            (Output::Text { sampling, history, guide, .. }, [logits]) => {
+                guide.as_mut().map_or(Ok(()), |guide| guide.mask(logits)).map_err(JobError::Compute)?;
+                sampler::text(logits, sampling, history, index)
+            }
             (Output::Image { sampling }, [conditional, unconditional]) if conditional.len() == unconditional.len() => {
                 sampler::code(conditional, unconditional, sampling, index).map(|code| (code, None))
             }
             _ => return Err(JobError::Compute("the model gave logits of another shape than asked for".into())),
         };
         let (id, logprobs) = drawn.map_err(|error| JobError::Compute(error.to_string()))?;
+        self.record(id).map_err(JobError::Compute)?;
         self.announce();
         self.outlet.send(Event::Output { id, logprobs });
-        self.record(id);
         let reason = self.finish_reason();
         if reason.is_none() {
             self.feed(id);
@@ -219,12 +224,14 @@ impl Task {
         Ok(true)
     }
 
-    fn record(&mut self, id: u32) {
+    fn record(&mut self, id: u32) -> Result<(), String> {
         self.produced += 1;
         self.last = Some(id);
-        if let Output::Text { sampling, history, .. } = &mut self.output {
+        if let Output::Text { sampling, history, guide, .. } = &mut self.output {
             history.push(sampling, id);
+            guide.as_mut().map_or(Ok(()), |guide| guide.accept(id))?;
         }
+        Ok(())
     }
 
     fn feed(&mut self, id: u32) {

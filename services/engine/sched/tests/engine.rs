@@ -4,7 +4,7 @@
 
 mod toy;
 
-use domain::{Event, FinishReason, Job, Mode, Prompt, Sampling, Segment};
+use domain::{Constraint, Event, FinishReason, Invalid, Job, Mode, Prompt, Sampling, Segment};
 use futures::{FutureExt, StreamExt, executor::block_on};
 use layers::Head;
 use proptest::prelude::*;
@@ -21,15 +21,17 @@ fn jobs() -> impl Strategy<Value = Vec<Job>> {
         }
         Prompt { segments }
     });
+    let constraint = prop::option::weighted(0.3, (1..12u32, 1..70u32));
     let sampling =
         (0..4u64, 1..60u32, prop_oneof![Just(0.0f32), Just(1.0), Just(0.3)], prop_oneof![Just(1.0f32), Just(1.3)], any::<bool>());
-    let sampling = sampling.prop_map(|(seed, count, temperature, penalty, eos)| Sampling {
+    let sampling = (sampling, constraint).prop_map(|((seed, count, temperature, penalty, eos), constraint)| Sampling {
         seed,
         max_tokens: Some(count),
         temperature,
         repetition_penalty: penalty,
         frequency_penalty: penalty - 1.0,
         ignore_eos: eos,
+        constraint: constraint.and_then(|(modulus, length)| rhyme(modulus, length)),
         ..Sampling::default()
     });
     let text = (prompt, sampling).prop_map(|(prompt, sampling)| text(prompt, sampling));
@@ -86,6 +88,72 @@ fn a_job_whose_outputs_were_all_emitted_just_ends() {
     sampling.ignore_eos = false;
     assert_eq!(run(&engine, stopped).end, Ok(FinishReason::Stop));
     assert!(watch.steps().is_empty());
+}
+
+#[test]
+fn a_constraint_keeps_the_output_to_it_and_ends_it() {
+    let (engine, _) = start(64, EngineConfig::default());
+    let constrained = |modulus, length, count| {
+        let mut job = plain(1, 40, count);
+        let Mode::Text { sampling, .. } = &mut job.mode else { unreachable!() };
+        (sampling.constraint, sampling.ignore_eos, sampling.top_logprobs) = (rhyme(modulus, length), false, Some(20));
+        job
+    };
+    // Two remainders, and five outputs: shorter where end-of-sentence came first, which ends the text in an even place only.
+    let job = constrained(20, 5, 30);
+    let events = block_on(engine.submit(job.clone()).unwrap().map(Result::unwrap).collect::<Vec<_>>());
+    let outputs: Vec<_> =
+        events.iter().filter_map(|e| if let Event::Output { id, logprobs } = e { Some((*id, logprobs)) } else { None }).collect();
+    for (index, (id, logprobs)) in (0..).zip(&outputs) {
+        assert!(id % 20 == index % 20 || *id == 3, "{id} at {index}");
+        let top = &logprobs.as_ref().unwrap().top;
+        assert!((2..=4).contains(&top.len()), "only what may come next is listed: {top:?}");
+        let mass: f32 = top.iter().map(|entry| entry.logprob.exp()).sum();
+        assert!((mass - 1.0).abs() < 1e-5, "{mass}");
+    }
+    assert_eq!(outputs.iter().map(|(id, _)| *id).collect::<Vec<_>>(), expected(&job));
+    assert_eq!(events.last(), Some(&Event::Finished(FinishReason::Stop)));
+
+    for (length, count, reason) in [(5, 4, FinishReason::Length), (5, 5, FinishReason::Stop), (1, 1, FinishReason::Stop)] {
+        let mut job = constrained(1, length, count);
+        let Mode::Text { eos_token_ids, .. } = &mut job.mode else { unreachable!() };
+        eos_token_ids.clear();
+        let outcome = run(&engine, job.clone());
+        assert_eq!((outcome.ids.len(), outcome.end), (count as usize, Ok(reason)));
+        // Another worker has emitted all of it and died before it said so.
+        assert_eq!(run(&engine, Job { emitted: outcome.ids, ..job }).end, Ok(reason));
+    }
+    assert_all_blocks_back(&engine);
+}
+
+#[test]
+fn what_no_guide_can_be_made_for_is_refused() {
+    let (engine, watch) = start(64, EngineConfig::default());
+    let constrained = |constraint: &Constraint, emitted| {
+        let mut job = Job { emitted, ..plain(1, 40, 5) };
+        let Mode::Text { sampling, .. } = &mut job.mode else { unreachable!() };
+        sampling.constraint = Some(constraint.clone());
+        job
+    };
+    let regex = |text: &str| Constraint::Regex(text.into());
+    let invalid = |field: &str, reason: &str| SubmitError::Invalid(Invalid::new(field, reason));
+    let rows = [
+        (regex("x"), vec![], invalid("sampling.constraint.regex", "no rhyme")),
+        (Constraint::Lark("x".into()), vec![], SubmitError::Unguided("no rhyme".into())),
+        (regex("10,5"), vec![0, 2], invalid("emitted[1]", "2 does not rhyme")),
+    ];
+    for (constraint, emitted, expected) in rows {
+        assert_eq!(engine.submit(constrained(&constraint, emitted)).unwrap_err(), expected);
+    }
+    let unguided = Engine::start(Box::new(Toy::new(16)), EngineConfig::default());
+    let refused = unguided.submit(constrained(&regex("1,5"), vec![])).unwrap_err();
+    assert!(matches!(refused, SubmitError::Unguided(_)), "{refused}");
+    assert!(watch.steps().is_empty());
+    // A guide that finds no way on ends its job, and no other.
+    let outcomes = run_all(&engine, &[constrained(&regex("0,5"), vec![]), plain(2, 40, 5)]);
+    assert_eq!(outcomes[0].end, Err(JobError::Compute("nothing rhymes".into())));
+    assert_eq!(outcomes[1].ids, expected(&plain(2, 40, 5)));
+    assert_all_blocks_back(&engine);
 }
 
 #[test]

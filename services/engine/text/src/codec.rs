@@ -121,6 +121,11 @@ impl TextCodec {
         self.vocabulary.bytes(id, false).map(<[u8]>::to_vec)
     }
 
+    /// The tokens that steer the model instead of standing for text; by their strings alone they can be mistaken for text.
+    pub fn control_token_ids(&self) -> impl Iterator<Item = u32> {
+        self.guard.control().iter().filter_map(|token| self.token_id(token))
+    }
+
     /// The id of a token by its string.
     pub fn token_id(&self, token: &str) -> Option<u32> {
         self.full.token_to_id(token)
@@ -172,11 +177,11 @@ impl TextCodec {
     }
 
     /// Refuses pictures where the tokenizer has no place for them.
-    pub(crate) fn check_pictures(&self, parts: &[Part], field: &str, reason: Option<&str>) -> Result<(), Invalid> {
-        let reason = reason.or_else(|| self.tokens.image.is_none().then_some("this model cannot see pictures"));
-        let picture = parts.iter().position(|part| matches!(part, Part::Image(_)));
-        match (picture, reason) {
-            (Some(index), Some(reason)) => Err(Invalid::new(format!("{field}.parts[{index}].image"), reason)),
+    pub(crate) fn check_pictures(&self, parts: &[Part], field: &str) -> Result<(), Invalid> {
+        match parts.iter().position(|part| matches!(part, Part::Image(_))) {
+            Some(index) if self.tokens.image.is_none() => {
+                Err(Invalid::new(format!("{field}.parts[{index}].image"), "this model cannot see pictures"))
+            }
             _ => Ok(()),
         }
     }

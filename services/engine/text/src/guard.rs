@@ -25,6 +25,11 @@ impl Guard {
         Self { control }
     }
 
+    /// The strings of all control tokens.
+    pub fn control(&self) -> &[String] {
+        &self.control
+    }
+
     /// `text` with a mark inside of everything that is, or at the end of `text` could become, a control token.
     pub fn protect<'t>(&self, text: &'t str, mark: Mark) -> Cow<'t, str> {
         let mut protected = String::new();

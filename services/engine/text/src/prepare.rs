@@ -3,11 +3,9 @@ use tokenizers::{OffsetReferential, OffsetType};
 
 use crate::codec::encode_with;
 use crate::guard::Mark;
-use crate::tokens::Token;
+use crate::tokens::{FIM, Token};
 use crate::turns::{DEFAULT_SYSTEM_PROMPT, Turns};
 use crate::{TextCodec, TextError};
-
-const NO_PICTURE: &str = "a picture cannot be part of the prompt for an image";
 
 /// A request's input as the language model will see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,20 +17,25 @@ pub struct Prepared {
     pub eos_token_ids: Vec<u32>,
 }
 
-/// Token ids, or the place of a picture.
+/// Token ids, or the place of a picture or of padding as long.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PreparedSegment {
     Tokens(Vec<u32>),
     /// Index of the picture in the order in which the input lists them.
     Image(u32),
+    /// The token `id` as often as picture `image` has positions.
+    Padding {
+        image: u32,
+        id: u32,
+    },
 }
 
 impl TextCodec {
     /// Renders and encodes a request. Content of a conversation cannot become a control token; text of a completion can.
     ///
     /// Text output: a conversation goes through the chat template (or the family's own form where it publishes none), a completion stays as
-    /// it is. Image output: a conversation becomes `{role}: {text}` turns without template or default system prompt, and the begin-of-image
-    /// token comes last (not for a flow).
+    /// it is, and a text with a gap is put into the order in which models learn to fill it. Image output: a conversation becomes
+    /// `{role}: {text}` turns without template or default system prompt, and the begin-of-image token comes last (not for a flow).
     /// Errors are [`TextError::Invalid`] with the field of the request, unless the checkpoint itself is at fault.
     pub fn prepare(&self, input: &Input, output: OutputKind) -> Result<Prepared, TextError> {
         check_not_empty(input)?;
@@ -40,8 +43,9 @@ impl TextCodec {
         match (input, output) {
             (Input::Chat(messages), OutputKind::Text) => self.chat(messages, &mut prompt)?,
             (Input::Chat(messages), OutputKind::Image) => self.draw_chat(messages, &mut prompt)?,
-            (Input::Completion { parts, bos }, OutputKind::Text) => self.completion(parts, *bos, None, &mut prompt)?,
-            (Input::Completion { parts, bos }, OutputKind::Image) => self.completion(parts, *bos, Some(NO_PICTURE), &mut prompt)?,
+            (Input::Completion { parts, bos }, _) => self.completion(parts, *bos, &mut prompt)?,
+            (Input::Fim { prefix, suffix }, OutputKind::Text) => self.fill(prefix, suffix, &mut prompt)?,
+            (Input::Fim { .. }, OutputKind::Image) => return Err(Invalid::new("output", "what fills a gap in a text is text").into()),
         }
         let unconditional = match output {
             OutputKind::Text => Vec::new(),
@@ -53,7 +57,7 @@ impl TextCodec {
 
     fn chat(&self, messages: &[Message], prompt: &mut Assembly) -> Result<(), TextError> {
         for (index, message) in messages.iter().enumerate() {
-            self.check_pictures(&message.parts, &format!("chat.messages[{index}]"), None)?;
+            self.check_pictures(&message.parts, &format!("chat.messages[{index}]"))?;
         }
         let mark = Mark::absent_from(texts(messages))?;
         let protect = |text: &str| self.guard.protect(text, mark).into_owned();
@@ -71,10 +75,11 @@ impl TextCodec {
         Ok(())
     }
 
-    /// The conversation of the image-generation examples: no template, no default system prompt, contents trimmed.
+    /// The conversation of the image-generation examples: no template, no default system prompt, contents trimmed. A picture stands on a
+    /// line of its own, as in prompts for text.
     fn draw_chat(&self, messages: &[Message], prompt: &mut Assembly) -> Result<(), TextError> {
         for (index, message) in messages.iter().enumerate() {
-            self.check_pictures(&message.parts, &format!("chat.messages[{index}]"), Some(NO_PICTURE))?;
+            self.check_pictures(&message.parts, &format!("chat.messages[{index}]"))?;
         }
         let mark = Mark::absent_from(texts(messages))?;
         let protect = |text: &str| self.guard.protect(text, mark).into_owned();
@@ -84,8 +89,8 @@ impl TextCodec {
         Ok(())
     }
 
-    fn completion(&self, parts: &[Part], bos: bool, refusal: Option<&str>, prompt: &mut Assembly) -> Result<(), TextError> {
-        self.check_pictures(parts, "completion", refusal)?;
+    fn completion(&self, parts: &[Part], bos: bool, prompt: &mut Assembly) -> Result<(), TextError> {
+        self.check_pictures(parts, "completion")?;
         let mut text = String::new(); // neighbouring text parts are one text
         for part in parts {
             match part {
@@ -100,6 +105,21 @@ impl TextCodec {
         if bos {
             self.begin(prompt);
         }
+        Ok(())
+    }
+
+    /// Prefix, suffix, and where the middle is to come (spec: language.md section 2.7).
+    fn fill(&self, prefix: &str, suffix: &str, prompt: &mut Assembly) -> Result<(), TextError> {
+        let missing = |token| Invalid::new("fim", format!("this model cannot fill gaps: its tokenizer has no {token}"));
+        let id = |token: &'static str| self.token_id(token).ok_or_else(|| missing(token));
+        let [begin, hole, end] = FIM;
+        for (token, content) in [(begin, prefix), (hole, suffix), (end, "")] {
+            prompt.ids(&[id(token)?]);
+            for piece in self.pieces(content) {
+                prompt.ids(&encode_with(&self.plain, piece)?);
+            }
+        }
+        self.begin(prompt);
         Ok(())
     }
 
@@ -141,7 +161,8 @@ impl TextCodec {
         }
     }
 
-    /// Ends an image prompt with the begin-of-image token, and gives the same prompt with everything but that and BOS padded.
+    /// Ends an image prompt with the begin-of-image token, and gives the same prompt with everything padded but begin-of-image and
+    /// beginning-of-sentence tokens (spec: janus.md sections 4 and 4.1).
     fn guidance_pair(&self, prompt: &mut Assembly) -> Result<Vec<PreparedSegment>, TextError> {
         let (Some(begin), Some(pad)) = (&self.tokens.begin_image, &self.tokens.pad) else {
             return Err(Invalid::new("output", "this model cannot draw").into());
@@ -149,15 +170,14 @@ impl TextCodec {
         if !matches!(prompt.segments.last(), Some(PreparedSegment::Tokens(ids)) if ids.last() == Some(&begin.id)) {
             prompt.ids(&[begin.id]);
         }
-        let [PreparedSegment::Tokens(ids)] = prompt.segments.as_slice() else {
-            return Err(TextError::Template("a picture in the prompt for an image".into()));
+        let kept = |id: u32| id == begin.id || self.tokens.bos.as_ref().is_some_and(|bos| bos.id == id);
+        let padded = |segment: &PreparedSegment| match segment {
+            PreparedSegment::Tokens(ids) => PreparedSegment::Tokens(ids.iter().map(|&id| if kept(id) { id } else { pad.id }).collect()),
+            PreparedSegment::Image(image) | PreparedSegment::Padding { image, .. } => {
+                PreparedSegment::Padding { image: *image, id: pad.id }
+            }
         };
-        let mut unconditional = vec![pad.id; ids.len()];
-        if ids.first().copied() == self.tokens.bos.as_ref().map(|bos| bos.id) {
-            unconditional[0] = ids[0];
-        }
-        unconditional[ids.len() - 1] = begin.id;
-        Ok(vec![PreparedSegment::Tokens(unconditional)])
+        Ok(prompt.segments.iter().map(padded).collect())
     }
 
     /// Takes the tag from the end of an image prompt, where the time will stand, and gives what unconditional rows see of it: its first
@@ -202,14 +222,11 @@ fn texts(messages: &[Message]) -> impl Iterator<Item = &str> + Clone {
 
 /// A request must say something: templates would otherwise turn nothing into a prompt.
 fn check_not_empty(input: &Input) -> Result<(), Invalid> {
-    let says_something = input.parts().any(|part| match part {
-        Part::Text(text) => !text.is_empty(),
-        Part::Image(_) => true,
-    });
     match input {
-        _ if says_something => Ok(()),
+        _ if input.images().next().is_some() || input.texts().any(|text| !text.is_empty()) => Ok(()),
         Input::Chat(messages) if messages.is_empty() => Err(Invalid::new("chat.messages", "a conversation needs at least one message")),
         Input::Chat(_) => Err(Invalid::new("chat.messages", "all messages are empty")),
         Input::Completion { .. } => Err(Invalid::new("completion.parts", "the prompt is empty")),
+        Input::Fim { .. } => Err(Invalid::new("fim", "prefix and suffix are both empty")),
     }
 }

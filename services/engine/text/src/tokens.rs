@@ -36,6 +36,9 @@ const END_IMAGE: &str = "<end_of_image>";
 const BEGIN_GENERATION: &str = "<｜begin▁of▁generation｜>";
 const PAD: &str = "<｜▁pad▁｜>";
 
+/// Before the prefix, before the suffix, and before the middle of a text with a gap, in models that can fill one.
+pub(crate) const FIM: [&str; 3] = ["<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"];
+
 impl Tokens {
     /// Looks up every token that `tokenizer_config.json` (`config`, lying at `path`) names.
     pub fn find(tokenizer: &Tokenizer, config: &Value, path: &Path) -> Result<Self, TextError> {

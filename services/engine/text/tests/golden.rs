@@ -49,6 +49,7 @@ fn expanded(segments: &[PreparedSegment], placeholder: u32, rows: usize) -> Vec<
     let ids = |segment: &PreparedSegment| match segment {
         PreparedSegment::Tokens(ids) => ids.clone(),
         PreparedSegment::Image(_) => vec![placeholder; rows],
+        PreparedSegment::Padding { id, .. } => vec![*id; rows],
     };
     segments.iter().flat_map(ids).collect()
 }
@@ -121,6 +122,11 @@ fn fill_in_the_middle_texts_encode_as_the_reference_does() {
             let expected = ids(&golden["fim"]["ids_with_bos"]);
             let input = Input::Completion { parts: vec![Part::Text(text.to_owned())], bos: true };
             assert_eq!(codec.encode(text, true), expected, "{kind}");
+            assert_eq!(codec.prepare(&input, OutputKind::Text).unwrap().segments, [PreparedSegment::Tokens(expected.clone())], "{kind}");
+            // The same from what stands around the gap.
+            let (prefix, rest) = text.strip_prefix("<｜fim▁begin｜>").unwrap().split_once("<｜fim▁hole｜>").unwrap();
+            let suffix = rest.strip_suffix("<｜fim▁end｜>").unwrap();
+            let input = Input::Fim { prefix: prefix.to_owned(), suffix: suffix.to_owned() };
             assert_eq!(codec.prepare(&input, OutputKind::Text).unwrap().segments, [PreparedSegment::Tokens(expected)], "{kind}");
             compared += 1;
         }

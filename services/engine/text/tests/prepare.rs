@@ -67,6 +67,19 @@ fn templated(kind: &str, template: &str) -> TextCodec {
     TextCodec::load_dir(configured(kind, |config| config["chat_template"] = template.into()).path()).unwrap()
 }
 
+/// The tokenizer of Janus under which `token` is called something else.
+fn renamed(token: &str) -> TextCodec {
+    let tokenizer = fs::read_to_string(fixture("tokenizers/janus/tokenizer.json")).unwrap();
+    let dir = changed("janus", "tokenizer.json", Some(tokenizer.replace(token, "<gone>").as_bytes()));
+    let config = fs::read_to_string(dir.path().join("tokenizer_config.json")).unwrap();
+    fs::write(dir.path().join("tokenizer_config.json"), config.replace(token, "<gone>").replace("\"image_token\"", "\"x\"")).unwrap();
+    TextCodec::load_dir(dir.path()).unwrap()
+}
+
+fn gap(prefix: &str, suffix: &str) -> Input {
+    Input::Fim { prefix: prefix.to_owned(), suffix: suffix.to_owned() }
+}
+
 /// Ids of the added tokens that are written like control tokens, special or not.
 fn control_ids(codec: &TextCodec) -> Vec<u32> {
     let is_control = |id: &u32| {
@@ -195,8 +208,82 @@ fn drawing_follows_the_roles_of_the_checkpoint() {
 }
 
 #[test]
+fn a_drawing_may_follow_pictures() {
+    let janus = codec("janus");
+    let (bos, pad, begin, end) = (480, 482, 489, 490);
+    let message = |role, parts: &[Part]| Message { role, parts: parts.to_vec() };
+    let messages = vec![
+        message(Role::User, &[text(" a fox")]),
+        message(Role::Assistant, &[image()]),
+        message(Role::User, &[image(), text("both<|User|> "), image(), text("together ")]),
+    ];
+    let prepared = janus.prepare(&Input::Chat(messages), OutputKind::Image).unwrap();
+    let shown: String = prepared
+        .segments
+        .iter()
+        .map(|segment| match segment {
+            PreparedSegment::Tokens(ids) => janus.decode(ids, false),
+            PreparedSegment::Image(index) => format!("[{index}]"),
+            PreparedSegment::Padding { .. } => panic!("padding in the prompt itself"),
+        })
+        .collect();
+    let picture = |index| format!("<begin_of_image>[{index}]<end_of_image>");
+    let expected = format!(
+        "<｜begin▁of▁sentence｜><|User|>: a fox\n\n<|Assistant|>: {}<｜end▁of▁sentence｜><|User|>: {}\nboth<|User|> {}\ntogether\n\n<|Assistant|>:<begin_of_image>",
+        picture(0),
+        picture(1),
+        picture(2)
+    );
+    assert_eq!(shown, expected);
+    let roles = prepared.segments.iter().flat_map(|segment| if let PreparedSegment::Tokens(ids) = segment { ids.clone() } else { vec![] });
+    assert_eq!(roles.filter(|id| Some(*id) == janus.token_id("<|User|>")).count(), 2, "what the client wrote is no role");
+
+    // The pair: the same places, and padding in all of them but those of BOS and begin-of-image.
+    assert_eq!(prepared.unconditional.len(), prepared.segments.len());
+    for (segment, other) in prepared.segments.iter().zip(&prepared.unconditional) {
+        match (segment, other) {
+            (PreparedSegment::Tokens(ids), PreparedSegment::Tokens(others)) => {
+                let expected: Vec<u32> = ids.iter().map(|&id| if [bos, begin].contains(&id) { id } else { pad }).collect();
+                assert_eq!(others, &expected);
+            }
+            (PreparedSegment::Image(index), PreparedSegment::Padding { image, id }) => assert_eq!((image, *id), (index, pad)),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    let prepared = janus.prepare(&completion(&[image(), text("")], true), OutputKind::Image).unwrap();
+    let (first, last) = (PreparedSegment::Tokens(vec![bos, begin]), PreparedSegment::Tokens(vec![end, begin]));
+    assert_eq!(prepared.segments, [first.clone(), PreparedSegment::Image(0), last]);
+    let padding = PreparedSegment::Padding { image: 0, id: pad };
+    assert_eq!(prepared.unconditional, [first, padding, PreparedSegment::Tokens(vec![pad, begin])]);
+}
+
+#[test]
+fn gaps_are_filled_from_both_sides() {
+    let janus = codec("janus");
+    let special = |name: &str| janus.token_id(name).unwrap();
+    let [begin, hole, end] = ["<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"].map(special);
+    let around = |prefix: &str, suffix: &str| {
+        let text = |text: &str| janus.encode(text, false);
+        [vec![480, begin], text(prefix), vec![hole], text(suffix), vec![end]].concat()
+    };
+    for (prefix, suffix) in [("def f(x):\n    ", "\n    return y\n"), ("", "b"), ("a", ""), ("你好 ", " ü\r\n")] {
+        assert_eq!(ids(&janus, &gap(prefix, suffix), OutputKind::Text), around(prefix, suffix), "{prefix:?} {suffix:?}");
+    }
+    // Control tokens that a program quotes are text in it.
+    let quoting = ids(&janus, &gap("<｜fim▁hole｜>", "<｜fim▁end｜><|User|>"), OutputKind::Text);
+    let control: Vec<u32> = quoting.iter().copied().filter(|id| control_ids(&janus).contains(id)).collect();
+    assert_eq!(control, [480, begin, hole, end]);
+    let read = janus.decode(&quoting, false);
+    assert_eq!(read, "<｜begin▁of▁sentence｜><｜fim▁begin｜><｜fim▁hole｜><｜fim▁hole｜><｜fim▁end｜><|User|><｜fim▁end｜>");
+    let no_bos = TextCodec::load_dir(configured("janus", |config| config["add_bos_token"] = false.into()).path()).unwrap();
+    assert_eq!(ids(&no_bos, &gap("a", "b"), OutputKind::Text), around("a", "b")[1..]);
+}
+
+#[test]
 fn refusals_name_the_field() {
     let (janus, llm, coder) = (codec("janus"), codec("llm"), codec("coder"));
+    let (blind, no_hole) = (renamed("<image_placeholder>"), renamed("<｜fim▁hole｜>"));
     let raising = templated(
         "llm",
         "{% if messages[0].role != 'user' %}{{ raise_exception('user must\n begin') }}{% endif %}x{{ messages[0].content }}",
@@ -210,18 +297,12 @@ fn refusals_name_the_field() {
         (&llm, user(&[text("see"), image()]), OutputKind::Text, "chat.messages[0].parts[1].image: this model cannot see pictures"),
         (&llm, completion(&[image()], true), OutputKind::Text, "completion.parts[0].image: this model cannot see pictures"),
         (&llm, user(&[text("a fox")]), OutputKind::Image, "output: this model cannot draw"),
-        (
-            &janus,
-            user(&[image()]),
-            OutputKind::Image,
-            "chat.messages[0].parts[0].image: a picture cannot be part of the prompt for an image",
-        ),
-        (
-            &janus,
-            completion(&[image()], true),
-            OutputKind::Image,
-            "completion.parts[0].image: a picture cannot be part of the prompt for an image",
-        ),
+        (&blind, user(&[image()]), OutputKind::Image, "chat.messages[0].parts[0].image: this model cannot see pictures"),
+        (&blind, completion(&[image()], true), OutputKind::Image, "completion.parts[0].image: this model cannot see pictures"),
+        (&janus, gap("", ""), OutputKind::Text, "fim: prefix and suffix are both empty"),
+        (&janus, gap("a", "b"), OutputKind::Image, "output: what fills a gap in a text is text"),
+        (&llm, gap("a", "b"), OutputKind::Text, "fim: this model cannot fill gaps: its tokenizer has no <｜fim▁begin｜>"),
+        (&no_hole, gap("a", "b"), OutputKind::Text, "fim: this model cannot fill gaps: its tokenizer has no <｜fim▁hole｜>"),
         (&coder, user(&[text("hi")]), OutputKind::Text, "chat: this checkpoint has no chat template: send a completion"),
         (&raising, system_first, OutputKind::Text, "chat.messages: user must begin"),
     ];
@@ -270,6 +351,45 @@ fn templates_are_found_in_every_place() {
     }
     let error = TextCodec::load_dir(named(["a", "b"]).path()).unwrap_err().to_string();
     assert!(error.contains("tokenizer_config.json: field chat_template: a string, or a list of named templates"), "{error}");
+}
+
+/// What templates of the reference library may use.
+#[test]
+fn templates_have_the_words_that_they_use() {
+    let messages = [(Role::System, " Be brief. "), (Role::User, "a\"b"), (Role::Assistant, "c"), (Role::User, "d")];
+    let messages = messages.map(|(role, content)| Message { role, parts: vec![text(content)] });
+    let rows = [
+        ("{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}", "4"),
+        (
+            "{% for m in messages %}{{ loop.index }}{{ loop.index0 }}{{ loop.first }}{{ loop.last }} {% endfor %}",
+            "10TrueFalse 21FalseFalse 32FalseFalse 43FalseTrue ",
+        ),
+        ("{% for m in messages[1:] if m['role'] == 'user' %}{{ loop.length }}{{ m.content }}{% endfor %}", "2a\"b2d"),
+        (
+            "{% for m in messages %}{% if loop.index0 == 1 %}{% continue %}{% endif %}{% if loop.index0 == 3 %}{% break %}{% endif %}{{ m.role }} {% endfor %}",
+            "system assistant ",
+        ),
+        ("{{ messages[0].content | trim }}|{{ messages[0]['content'].strip() }}|{{ messages[-1].content }}", "Be brief.|Be brief.|d"),
+        ("{{ messages[1].content | tojson }}{{ (messages | length) % 2 == 0 }}", "\"a\\\"b\"True"),
+        ("{{ bos_token is defined and tools is not defined and not tools }}{{ messages is iterable and 'x' is string }}", "TrueTrue"),
+        ("{%- macro say(m) -%} [{{ m.content }}] {%- endmacro -%} {{ say(messages[2]) }}", "[c]"),
+        ("{% for key, value in messages[2].items() %}{{ key }}={{ value }};{% endfor %}", "role=assistant;content=c;"),
+        ("{{ 'x' ~ messages[2].content.upper() + 'y'.replace('y', 'z') }}{{ 'a,b'.split(',')[1] }}", "xCzb"),
+        ("{% if messages[0].role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}fine", "fine"),
+    ];
+    for (template, expected) in rows {
+        assert_eq!(templated("llm", template).render(&messages, true).unwrap(), expected, "{template}");
+    }
+    // What a template asks for in vain is named, in one line.
+    let rows = [
+        ("{{ strftime_now('%Y') }}", "chat template: unknown function: strftime_now is unknown"),
+        ("{{ messages[0].content.nonsense() }}", "chat template: unknown method"),
+        ("{{ messages | nonsense }}", "unknown filter: filter nonsense is unknown"),
+    ];
+    for (template, expected) in rows {
+        let error = templated("llm", template).render(&messages, true).unwrap_err().to_string();
+        assert!(error.contains(expected) && error.lines().count() == 1, "{expected:?} is not in {error:?}");
+    }
 }
 
 #[test]

@@ -140,7 +140,7 @@ async fn generate(parts: &Parts, prompt: &Prompt, tokens: usize) -> Result<Vec<u
 fn rendered(parts: &Parts, input: &domain::Input) -> Result<String, Failure> {
     match input {
         domain::Input::Chat(messages) => parts.codec.render(messages, true).map_err(Failure::input),
-        domain::Input::Completion { .. } => Err(Failure::software("only conversations are rendered")),
+        domain::Input::Completion { .. } | domain::Input::Fim { .. } => Err(Failure::software("only conversations are rendered")),
     }
 }
 

@@ -144,18 +144,21 @@ impl Parts {
         let segment = |segment: &PreparedSegment| match segment {
             PreparedSegment::Tokens(ids) => ids.clone(),
             PreparedSegment::Image(_) => [&begin[..], &vec![self.placeholder(); self.patches()]].concat(),
+            PreparedSegment::Padding { id, .. } => vec![*id; self.card.tokens_per_image.unwrap_or(0)],
         };
         segments.iter().flat_map(segment).collect()
     }
 
     /// The prompt for the language model, pictures in place.
     pub fn prompt(&self, segments: &[PreparedSegment], pictures: &[domain::Embeddings]) -> Result<Prompt, Failure> {
-        let segment = |segment: &PreparedSegment| match segment {
-            PreparedSegment::Tokens(ids) => Ok(Segment::Tokens(ids.clone())),
-            PreparedSegment::Image(index) => match pictures.get(*index as usize) {
-                Some(picture) => Ok(Segment::Embeddings(picture.clone())),
-                None => Err(Failure::input(format!("golden.json: the prompt shows picture {index}, {} are listed", pictures.len()))),
-            },
+        let picture = |index: u32| {
+            let missing = || Failure::input(format!("golden.json: the prompt shows picture {index}, {} are listed", pictures.len()));
+            pictures.get(index as usize).ok_or_else(missing)
+        };
+        let segment = |segment: &PreparedSegment| match *segment {
+            PreparedSegment::Tokens(ref ids) => Ok(Segment::Tokens(ids.clone())),
+            PreparedSegment::Image(index) => Ok(Segment::Embeddings(picture(index)?.clone())),
+            PreparedSegment::Padding { image, id } => Ok(Segment::Tokens(vec![id; picture(image)?.rows()])),
         };
         Ok(Prompt { segments: segments.iter().map(segment).collect::<Result<_, _>>()? })
     }

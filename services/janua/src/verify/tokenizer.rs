@@ -1,9 +1,9 @@
 use std::path::Path;
 
 use bytes::Bytes;
-use domain::{Message, Part, Role};
+use domain::{Input, Message, OutputKind, Part, Role};
 use serde_json::Value;
-use text::TextCodec;
+use text::{PreparedSegment, TextCodec};
 
 use super::golden::{Golden, ids};
 use super::report::Report;
@@ -69,9 +69,28 @@ fn chats(codec: &TextCodec, chats: &[Value], report: &mut Report) {
 /// A fill-in-the-middle prompt; `null` for tokenizers without its tokens.
 fn fim(codec: &TextCodec, fim: &Value, report: &mut Report) {
     if !fim.is_null() {
-        report.same("fim.ids_with_bos", &codec.encode(text(fim), true), &ids(&fim["ids_with_bos"]).unwrap_or_default());
+        let expected = ids(&fim["ids_with_bos"]).unwrap_or_default();
+        report.same("fim.ids_with_bos", &codec.encode(text(fim), true), &expected);
+        match gap(text(fim)).map(|input| codec.prepare(&input, OutputKind::Text)) {
+            Some(Ok(prepared)) => report.same("fim.prepared", &tokens(&prepared.segments), &expected),
+            Some(Err(error)) => report.fail("fim.prepared", &error.to_string()),
+            None => report.fail("fim.prepared", "its text cannot be read"),
+        }
         unknown_fields("fim", std::slice::from_ref(fim), &["text", "ids_with_bos"], report);
     }
+}
+
+/// What a client would have sent for a rendered fill-in-the-middle prompt.
+fn gap(rendered: &str) -> Option<Input> {
+    let (prefix, rest) = rendered.strip_prefix("<｜fim▁begin｜>")?.split_once("<｜fim▁hole｜>")?;
+    let suffix = rest.strip_suffix("<｜fim▁end｜>")?;
+    Some(Input::Fim { prefix: prefix.to_owned(), suffix: suffix.to_owned() })
+}
+
+/// The ids of a prompt without pictures.
+fn tokens(segments: &[PreparedSegment]) -> Vec<u32> {
+    let ids = |segment: &PreparedSegment| if let PreparedSegment::Tokens(ids) = segment { ids.clone() } else { Vec::new() };
+    segments.iter().flat_map(ids).collect()
 }
 
 /// Messages as the goldens write them: content is a text, or a list of parts whose pictures are left empty.

@@ -119,5 +119,6 @@ fn input(dir: &Path, entry: &Value) -> Result<v1::generate_request::Input, Failu
     Ok(match model::input(dir, entry)? {
         domain::Input::Chat(messages) => v1::generate_request::Input::Chat(wire::input::to_conversation(&messages)),
         domain::Input::Completion { parts, .. } => request::completion(wire::input::to_parts(&parts)),
+        domain::Input::Fim { prefix, suffix } => v1::generate_request::Input::Fim(v1::FillInTheMiddle { prefix, suffix }),
     })
 }

@@ -76,6 +76,62 @@ async fn a_folder_answers_without_a_server() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn answers_take_the_form_that_is_asked_for() {
+    let (server, address) = Server::all(&fixture("janus")).await;
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let file = folder.path().join(name);
+        std::fs::write(&file, text).unwrap();
+        file.display().to_string()
+    };
+    let schema = r#"{"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 2}"#;
+    let (schema_file, grammar) = (write("schema.json", schema), write("rule.lark", "start: \"ja\" | \"nein\""));
+    let chat = ["chat", "--server", &address, "--temperature", "0", "Well?"];
+    for flags in [["--json-schema", schema], ["--json-schema", &schema_file]] {
+        let said = janua(&[&chat[..], &flags].concat()).await.ok().stdout;
+        let value: Value = serde_json::from_str(&said).unwrap();
+        assert!(value.as_array().is_some_and(|list| list.len() == 2 && list.iter().all(Value::is_boolean)), "{said}");
+    }
+    let said = janua(&[&chat[..], &["--regex", "[a-c]{4}"]].concat()).await.ok().stdout;
+    assert!(said.trim_end().len() == 4 && said.trim_end().bytes().all(|byte| b"abc".contains(&byte)), "{said}");
+    let said = janua(&[&chat[..], &["--grammar", &grammar]].concat()).await.ok().stdout;
+    assert!(["ja\n", "nein\n"].contains(&said.as_str()), "{said}");
+    // One constraint at a time, and one line that says what is wrong with it.
+    assert_eq!(janua(&[&chat[..], &["--regex", "a", "--grammar", &grammar]].concat()).await.code, Some(64));
+    let refused = janua(&[&chat[..], &["--regex", "("]].concat()).await;
+    assert!(refused.failure(65).contains("sampling.constraint.regex"), "{refused:?}");
+    let missing = janua(&[&chat[..], &["--json-schema", "/no/such/schema.json"]].concat()).await;
+    assert!(missing.failure(66).contains("--json-schema: cannot read /no/such/schema.json"), "{missing:?}");
+
+    // A gap, in a file, in what is piped in, and between two files.
+    let draft = "def f(x):\n    <CURSOR>\n    return y\n";
+    let file = write("draft.py", draft);
+    let (head, tail) = draft.split_once("<CURSOR>").unwrap();
+    let (prefix, suffix) = (write("head.py", head), write("tail.py", tail));
+    let fill = ["fill", "--server", &address, "--temperature", "0", "--max-tokens", "8", "--ignore-eos"];
+    let filled = janua(&[&fill[..], &[&file]].concat()).await.ok().stdout;
+    assert!(filled.len() > 1);
+    assert_eq!(janua_reading(&fill, draft).await.ok().stdout, filled);
+    assert_eq!(janua(&[&fill[..], &["--prefix", &prefix, "--suffix", &suffix]].concat()).await.ok().stdout, filled);
+    let whole = janua(&[&fill[..], &["--whole", &file]].concat()).await.ok().stdout;
+    assert_eq!(whole, format!("{head}{}{tail}", filled.strip_suffix('\n').unwrap()));
+    let events = janua(&[&fill[..], &["--json", &file]].concat()).await.ok().json();
+    assert_eq!(events.last().unwrap()["event"], "completed");
+
+    // A picture that was drawn is drawn upon.
+    let picture = fixture("janus").join("image0.png").display().to_string();
+    let image = ["image", "--server", &address, "--seed", "3", "--json", "at night"];
+    let codes = async |more: &[&str]| {
+        let out = write("out.png", "");
+        let events = janua(&[&image[..], &["--out", &out], more].concat()).await.ok().json();
+        events.iter().find(|event| event["event"] == "image").unwrap()["codes"].clone()
+    };
+    assert_ne!(codes(&["--image", &picture]).await, codes(&[]).await);
+    server.signal("TERM");
+    assert_eq!(server.wait().await.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_demo_shows_every_kind_of_request() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("deep/demo.png").display().to_string();
@@ -111,12 +167,14 @@ async fn the_doctor_finds_nothing_on_a_good_machine_and_names_what_is_wrong_on_a
 #[tokio::test(flavor = "multi_thread")]
 async fn wrong_flags_and_settings_are_named() {
     let llama = fixture("llama").display().to_string();
+    let unmarked = fixture("llama").join("config.json").display().to_string();
     for (args, named) in [
         (vec!["serve", "--model", &llama, "--set", "router.listn=1", "--json"], "router.listn"),
         (vec!["serve", "--model", &llama, "--set", "router.listen=nowhere", "--json"], "router.listen"),
         (vec!["serve", "--model", &llama, "--config", "/no/such/file.toml", "--json"], "/no/such/file.toml"),
         (vec!["serve", "--json"], "--model"),
         (vec!["chat", "--timeout", "-3", "hello"], "--timeout"),
+        (vec!["fill", &unmarked], "has no <CURSOR>"),
     ] {
         let run = janua(&args).await;
         let line = run.failure(64);
@@ -124,7 +182,7 @@ async fn wrong_flags_and_settings_are_named() {
     }
     // clap's own messages have several lines, and the same code.
     assert_eq!(janua(&["serve", "--modle", "x"]).await.code, Some(64));
-    for subcommand in ["serve", "chat", "image", "models", "verify", "doctor", "demo", "completions"] {
+    for subcommand in ["serve", "chat", "fill", "image", "models", "verify", "doctor", "demo", "completions"] {
         let help = janua(&[subcommand, "--help"]).await.ok().stdout;
         assert!(help.contains("Example"), "the help of {subcommand} has examples: {help}");
     }

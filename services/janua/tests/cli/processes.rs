@@ -98,7 +98,10 @@ async fn ready(address: &str) -> bool {
     models.into_inner().models.iter().all(|model| model.ready)
 }
 
+/// Every other stream has a constraint, which is far from its end when the stream ends.
 fn story(i: usize) -> v1::GenerateRequest {
+    let grammar = v1::constraint::Constraint::Lark("start: (\"left \" | \"right \" | /[a-z]{2,9} /){3000}".into());
+    let constraint = (i % 2 == 1).then_some(v1::Constraint { constraint: Some(grammar) });
     let part = v1::Part { part: Some(v1::part::Part::Text(format!("Stream {i} tells a story."))) };
     v1::GenerateRequest {
         input: Some(v1::generate_request::Input::Completion(v1::Completion { parts: vec![part], omit_bos: false })),
@@ -106,7 +109,8 @@ fn story(i: usize) -> v1::GenerateRequest {
             temperature: Some(1.0),
             seed: Some(i as u64),
             max_tokens: Some(TOKENS),
-            ignore_eos: true,
+            ignore_eos: constraint.is_none(),
+            constraint,
             ..v1::Sampling::default()
         }),
         ..v1::GenerateRequest::default()

@@ -7,6 +7,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use checkpoint::Checkpoint;
+use constraint::Grammars;
 use domain::{Embeddings, Event, FlowState, ImageSampling, Job, Latent, Mode, ModelCard, Prompt, Sampling, Segment};
 use futures::StreamExt;
 use layers::{BLOCK_TOKENS, EngineError, Head, LanguageModel, Observer, RowInput, Step, StepOutput};
@@ -32,11 +33,16 @@ pub struct Service {
 /// An engine over a fixture, offered as the service offers it.
 pub async fn serve(fixture: &str) -> Service {
     let model = load_language(&open(fixture), &LoadOptions { kv_blocks: 512, threads: 1 }).unwrap();
-    serve_model(model, EngineConfig::default()).await
+    let grammars = Arc::new(Grammars::of(&folder(fixture)));
+    serve_engine(Engine::start(model, EngineConfig::default()).with_guides(grammars)).await
 }
 
 pub async fn serve_model(model: Box<dyn LanguageModel>, config: EngineConfig) -> Service {
-    let engine = Arc::new(Engine::start(model, config));
+    serve_engine(Engine::start(model, config)).await
+}
+
+async fn serve_engine(engine: Engine) -> Service {
+    let engine = Arc::new(engine);
     let mesh = Mesh::in_process();
     let offer = language::offer("tiny", engine.clone());
     let served = process::serve(&mesh, &Doors::default(), vec![offer]).await.unwrap();

@@ -19,4 +19,4 @@ pub use model::{Canvas, CodeGrid, LatentGrid, ModelCard};
 pub use output::{Event, FinishReason, Logprob, TokenLogprobs};
 pub use prompt::{Embeddings, Prompt, Segment};
 pub use request::{Input, Message, OutputKind, Part, Role};
-pub use sampling::{ImageFormat, ImageSampling, Sampling, Solver};
+pub use sampling::{Constraint, ImageFormat, ImageSampling, Sampling, Solver};

@@ -1,6 +1,6 @@
 use crate::{FlowState, Latent};
 
-/// A token and the natural logarithm of its probability (after penalties, before temperature and truncation).
+/// A token and the natural logarithm of its probability (after constraint and penalties, before temperature and truncation).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Logprob {
     pub token_id: u32,
@@ -18,7 +18,7 @@ pub struct TokenLogprobs {
 /// Why an output ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FinishReason {
-    /// End-of-sentence, a stop string, or a complete image.
+    /// End-of-sentence, a stop string, a constraint after which nothing may follow, or a complete image.
     Stop,
     /// `max_tokens` or the model's context.
     Length,

@@ -11,6 +11,8 @@ pub enum Input {
         /// Begin with the beginning-of-sentence token where the tokenizer's configuration asks for it.
         bos: bool,
     },
+    /// A text with a gap to fill; special-token strings are ordinary text.
+    Fim { prefix: String, suffix: String },
 }
 
 /// One turn of a conversation.
@@ -44,13 +46,27 @@ pub enum OutputKind {
 }
 
 impl Input {
-    /// All parts in the order in which the client wrote them.
+    /// All parts in the order in which the client wrote them; a text with a gap has none.
     pub fn parts(&self) -> impl Iterator<Item = &Part> {
         let (messages, parts): (&[Message], &[Part]) = match self {
             Self::Chat(messages) => (messages, &[]),
             Self::Completion { parts, .. } => (&[], parts),
+            Self::Fim { .. } => (&[], &[]),
         };
         messages.iter().flat_map(|message| &message.parts).chain(parts)
+    }
+
+    /// The texts, in order.
+    pub fn texts(&self) -> impl Iterator<Item = &str> {
+        let around = match self {
+            Self::Fim { prefix, suffix } => [Some(prefix.as_str()), Some(suffix.as_str())],
+            Self::Chat(_) | Self::Completion { .. } => [None, None],
+        };
+        let parts = self.parts().filter_map(|part| match part {
+            Part::Text(text) => Some(text.as_str()),
+            Part::Image(_) => None,
+        });
+        parts.chain(around.into_iter().flatten())
     }
 
     /// The pictures, in order.

@@ -21,6 +21,30 @@ pub struct Sampling {
     /// 0 = off.
     pub presence_penalty: f32,
     pub ignore_eos: bool,
+    /// `None`: the text may be anything.
+    pub constraint: Option<Constraint>,
+}
+
+/// What a text must look like as a whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Constraint {
+    /// A JSON document that is valid under this JSON Schema.
+    JsonSchema(String),
+    /// A regular expression.
+    Regex(String),
+    /// A context-free grammar in llguidance's dialect of Lark.
+    Lark(String),
+}
+
+impl Constraint {
+    /// The field of a request that holds it, for messages about it.
+    pub fn field(&self) -> &'static str {
+        match self {
+            Self::JsonSchema(_) => "sampling.constraint.json_schema",
+            Self::Regex(_) => "sampling.constraint.regex",
+            Self::Lark(_) => "sampling.constraint.lark",
+        }
+    }
 }
 
 impl Default for Sampling {
@@ -37,6 +61,7 @@ impl Default for Sampling {
             frequency_penalty: 0.0,
             presence_penalty: 0.0,
             ignore_eos: false,
+            constraint: None,
         }
     }
 }

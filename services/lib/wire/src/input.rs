@@ -50,12 +50,18 @@ pub fn completion(completion: v1::Completion, limits: &InputLimits) -> Result<In
     within(Input::Completion { parts, bos: !completion.omit_bos }, "completion", limits)
 }
 
+/// The `fim` field of a request.
+pub fn fim(fim: v1::FillInTheMiddle, limits: &InputLimits) -> Result<Input, Invalid> {
+    within(Input::Fim { prefix: fim.prefix, suffix: fim.suffix }, "fim", limits)
+}
+
 /// The input of `GenerateRequest`.
 pub fn generate(input: Option<v1::generate_request::Input>, limits: &InputLimits) -> Result<Input, Invalid> {
     match input {
         Some(v1::generate_request::Input::Chat(conversation)) => chat(conversation, limits),
         Some(v1::generate_request::Input::Completion(completion)) => self::completion(completion, limits),
-        None => Err(Invalid::new("input", "one of `chat` and `completion` is needed")),
+        Some(v1::generate_request::Input::Fim(fim)) => self::fim(fim, limits),
+        None => Err(Invalid::new("input", "one of `chat`, `completion` and `fim` is needed")),
     }
 }
 
@@ -89,6 +95,7 @@ pub fn without_pixels(input: &Input) -> Input {
     match input {
         Input::Chat(messages) => Input::Chat(messages.iter().map(|m| Message { role: m.role, parts: strip(&m.parts) }).collect()),
         Input::Completion { parts, bos } => Input::Completion { parts: strip(parts), bos: *bos },
+        Input::Fim { .. } => input.clone(),
     }
 }
 
@@ -134,16 +141,11 @@ fn parts(parts: Vec<v1::Part>, field: &str) -> Result<Vec<Part>, Invalid> {
 }
 
 fn within(input: Input, field: &str, limits: &InputLimits) -> Result<Input, Invalid> {
-    let (mut images, mut text_bytes) = (0, 0);
-    for part in input.parts() {
-        match part {
-            Part::Text(text) => text_bytes += text.len(),
-            Part::Image(data) if data.len() > limits.image_bytes => {
-                let reason = format!("picture {images} has {} bytes, at most {} are taken", data.len(), limits.image_bytes);
-                return Err(Invalid::new(format!("{field}.image"), reason));
-            }
-            Part::Image(_) => images += 1,
-        }
+    let images = input.images().count();
+    let text_bytes: usize = input.texts().map(str::len).sum();
+    if let Some((index, data)) = input.images().enumerate().find(|(_, data)| data.len() > limits.image_bytes) {
+        let reason = format!("picture {index} has {} bytes, at most {} are taken", data.len(), limits.image_bytes);
+        return Err(Invalid::new(format!("{field}.image"), reason));
     }
     if images > limits.images {
         return Err(Invalid::new(format!("{field}.image"), format!("{images} pictures, at most {} are taken", limits.images)));

@@ -1,6 +1,6 @@
 //! Sampling parameters: ranges, defaults, and the way back.
 
-use domain::{Canvas, ImageFormat, ImageSampling, Invalid, Sampling, Solver};
+use domain::{Canvas, Constraint, ImageFormat, ImageSampling, Invalid, Sampling, Solver};
 use proto::v1;
 
 /// Most completions or images that one request may ask for.
@@ -11,6 +11,7 @@ pub const MAX_STEPS: u32 = 1000;
 pub const MAX_TOP_LOGPROBS: u32 = 20;
 const MAX_STOP_STRINGS: usize = 16;
 const MAX_STOP_BYTES: usize = 256;
+const MAX_CONSTRAINT_BYTES: usize = 64 << 10;
 
 /// Text sampling as a client asked for it.
 #[derive(Debug, Clone, PartialEq)]
@@ -48,6 +49,10 @@ pub fn text(sampling: Option<v1::Sampling>, defaults: &Sampling) -> Result<TextR
         count("sampling.top_logprobs", top, 0, MAX_TOP_LOGPROBS)?;
     }
     stop_strings("sampling.stop", &s.stop)?;
+    let constraint = s.constraint.map(constraint).transpose()?;
+    if constraint.is_some() && s.ignore_eos {
+        return Err(Invalid::new("sampling.ignore_eos", "a constraint says where the text ends: nothing can follow it"));
+    }
     let resolved = Sampling {
         temperature: real("sampling.temperature", s.temperature, defaults.temperature, 0.0, 100.0)?,
         top_p: above_zero("sampling.top_p", s.top_p, defaults.top_p, 1.0)?,
@@ -60,6 +65,7 @@ pub fn text(sampling: Option<v1::Sampling>, defaults: &Sampling) -> Result<TextR
         frequency_penalty: real("sampling.frequency_penalty", s.frequency_penalty, defaults.frequency_penalty, -2.0, 2.0)?,
         presence_penalty: real("sampling.presence_penalty", s.presence_penalty, defaults.presence_penalty, -2.0, 2.0)?,
         ignore_eos: s.ignore_eos,
+        constraint,
     };
     Ok(TextRequest { sampling: resolved, given_seed: s.seed, stop: s.stop, n })
 }
@@ -129,6 +135,7 @@ pub fn to_text(s: &Sampling) -> v1::Sampling {
         presence_penalty: Some(s.presence_penalty),
         ignore_eos: s.ignore_eos,
         n: None,
+        constraint: s.constraint.as_ref().map(to_constraint),
     }
 }
 
@@ -163,6 +170,33 @@ pub fn to_format(format: ImageFormat) -> v1::ImageFormat {
         ImageFormat::Png => v1::ImageFormat::Png,
         ImageFormat::WebP => v1::ImageFormat::Webp,
     }
+}
+
+/// A constraint that says something, in a size that can be worked on. Whether it makes sense is for the language service to find out.
+fn constraint(message: v1::Constraint) -> Result<Constraint, Invalid> {
+    let constraint = match message.constraint {
+        Some(v1::constraint::Constraint::JsonSchema(text)) => Constraint::JsonSchema(text),
+        Some(v1::constraint::Constraint::Regex(text)) => Constraint::Regex(text),
+        Some(v1::constraint::Constraint::Lark(text)) => Constraint::Lark(text),
+        None => return Err(Invalid::new("sampling.constraint", "one of `json_schema`, `regex` and `lark` is needed")),
+    };
+    let (Constraint::JsonSchema(text) | Constraint::Regex(text) | Constraint::Lark(text)) = &constraint;
+    match text.len() {
+        0 => Err(Invalid::new(constraint.field(), "empty")),
+        bytes if bytes > MAX_CONSTRAINT_BYTES => {
+            Err(Invalid::new(constraint.field(), format!("{bytes} bytes, at most {MAX_CONSTRAINT_BYTES} are taken")))
+        }
+        _ => Ok(constraint),
+    }
+}
+
+fn to_constraint(constraint: &Constraint) -> v1::Constraint {
+    let constraint = match constraint {
+        Constraint::JsonSchema(text) => v1::constraint::Constraint::JsonSchema(text.clone()),
+        Constraint::Regex(text) => v1::constraint::Constraint::Regex(text.clone()),
+        Constraint::Lark(text) => v1::constraint::Constraint::Lark(text.clone()),
+    };
+    v1::Constraint { constraint: Some(constraint) }
 }
 
 fn real(field: &str, value: Option<f32>, default: f32, low: f32, high: f32) -> Result<f32, Invalid> {

@@ -6,12 +6,17 @@ use proto::v1;
 
 use crate::{input, input::InputLimits, sampling};
 
-/// A piece of a prepared prompt: token ids, or the place of a picture.
+/// A piece of a prepared prompt: token ids, or the place of a picture or of padding as long.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PreparedSegment {
     Tokens(Vec<u32>),
     /// Index of the picture in the order in which the request lists them.
     Image(u32),
+    /// The token `id` as often as picture `image` has positions.
+    Padding {
+        image: u32,
+        id: u32,
+    },
 }
 
 /// A prompt rendered and encoded.
@@ -28,7 +33,8 @@ pub fn prepare_request(request: v1::PrepareRequest, limits: &InputLimits) -> Res
     let parsed = match request.input {
         Some(v1::prepare_request::Input::Chat(chat)) => input::chat(chat, limits),
         Some(v1::prepare_request::Input::Completion(completion)) => input::completion(completion, limits),
-        None => Err(Invalid::new("input", "one of `chat` and `completion` is needed")),
+        Some(v1::prepare_request::Input::Fim(fim)) => input::fim(fim, limits),
+        None => Err(Invalid::new("input", "one of `chat`, `completion` and `fim` is needed")),
     }?;
     Ok((parsed, input::output_kind(request.output)?))
 }
@@ -40,6 +46,9 @@ pub fn to_prepare_request(request: &Input, output: OutputKind) -> v1::PrepareReq
         Input::Chat(messages) => v1::prepare_request::Input::Chat(input::to_conversation(messages)),
         Input::Completion { parts, bos } => {
             v1::prepare_request::Input::Completion(v1::Completion { parts: input::to_parts(parts), omit_bos: !bos })
+        }
+        Input::Fim { prefix, suffix } => {
+            v1::prepare_request::Input::Fim(v1::FillInTheMiddle { prefix: prefix.clone(), suffix: suffix.clone() })
         }
     };
     v1::PrepareRequest { input: Some(body), output: input::to_output_kind(output).into() }
@@ -107,7 +116,8 @@ fn segments(segments: Vec<v1::PreparedSegment>, field: &str) -> Result<Vec<Prepa
     let segment = |(i, segment): (usize, v1::PreparedSegment)| match segment.segment {
         Some(v1::prepared_segment::Segment::Tokens(tokens)) => Ok(PreparedSegment::Tokens(tokens.ids)),
         Some(v1::prepared_segment::Segment::Image(index)) => Ok(PreparedSegment::Image(index)),
-        None => Err(Invalid::new(format!("{field}[{i}]"), "a segment is either tokens or an image")),
+        Some(v1::prepared_segment::Segment::Padding(v1::ImagePadding { image, id })) => Ok(PreparedSegment::Padding { image, id }),
+        None => Err(Invalid::new(format!("{field}[{i}]"), "a segment is tokens, an image or padding")),
     };
     segments.into_iter().enumerate().map(segment).collect()
 }
@@ -116,6 +126,7 @@ fn to_segments(segments: Vec<PreparedSegment>) -> Vec<v1::PreparedSegment> {
     let segment = |segment| match segment {
         PreparedSegment::Tokens(ids) => v1::prepared_segment::Segment::Tokens(v1::TokenIds { ids }),
         PreparedSegment::Image(index) => v1::prepared_segment::Segment::Image(index),
+        PreparedSegment::Padding { image, id } => v1::prepared_segment::Segment::Padding(v1::ImagePadding { image, id }),
     };
     segments.into_iter().map(|s| v1::PreparedSegment { segment: Some(segment(s)) }).collect()
 }

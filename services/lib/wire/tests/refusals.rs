@@ -4,10 +4,15 @@
 use bytes::Bytes;
 use domain::{Canvas, CodeGrid, ImageSampling, Invalid, LatentGrid, Sampling};
 use proto::v1;
+use proto::v1::constraint::Constraint::{JsonSchema, Lark, Regex};
 use wire::input::InputLimits;
 
 fn field<T: std::fmt::Debug>(result: Result<T, Invalid>) -> String {
     result.unwrap_err().field
+}
+
+fn constraint(form: fn(String) -> v1::constraint::Constraint, text: &str) -> Option<v1::Constraint> {
+    Some(v1::Constraint { constraint: Some(form(text.to_owned())) })
 }
 
 #[test]
@@ -30,6 +35,12 @@ fn sampling_outside_its_range_names_the_field() {
         ("sampling.n", |s| s.n = Some(17)),
         ("sampling.stop[1]", |s| s.stop = vec!["a".into(), String::new()]),
         ("sampling.stop", |s| s.stop = vec!["a".into(); 17]),
+        ("sampling.constraint", |s| s.constraint = Some(v1::Constraint { constraint: None })),
+        ("sampling.constraint.json_schema", |s| s.constraint = constraint(JsonSchema, "")),
+        ("sampling.constraint.regex", |s| s.constraint = constraint(Regex, "")),
+        ("sampling.constraint.lark", |s| s.constraint = constraint(Lark, "")),
+        ("sampling.constraint.json_schema", |s| s.constraint = constraint(JsonSchema, &"x".repeat(65_537))),
+        ("sampling.ignore_eos", |s| (s.ignore_eos, s.constraint) = (true, constraint(Regex, "x"))),
     ];
     for (name, set) in rows {
         let mut sampling = v1::Sampling::default();
@@ -135,6 +146,8 @@ fn bad_input_names_the_field() {
         ("chat.image", Some(chat(user, vec![image(1), image(1), image(1)]))),
         ("chat.image", Some(chat(user, vec![image(17)]))),
         ("completion.parts", Some(v1::generate_request::Input::Completion(v1::Completion::default()))),
+        ("fim", Some(v1::generate_request::Input::Fim(v1::FillInTheMiddle::default()))),
+        ("fim.text", Some(v1::generate_request::Input::Fim(v1::FillInTheMiddle { prefix: "12345".into(), suffix: "6789".into() }))),
     ];
     for (name, input) in rows {
         assert_eq!(field(wire::input::generate(input, &limits)), name);

@@ -3,8 +3,8 @@
 
 use bytes::Bytes;
 use domain::{
-    Canvas, CodeGrid, Drawing, Embeddings, Event, FinishReason, FlowState, ImageSampling, Input, Job, Latent, LatentGrid, Logprob, Message,
-    Mode, ModelCard, OutputKind, Part, Prompt, Role, Sampling, Segment, Solver, TokenLogprobs,
+    Canvas, CodeGrid, Constraint, Drawing, Embeddings, Event, FinishReason, FlowState, ImageSampling, Input, Job, Latent, LatentGrid,
+    Logprob, Message, Mode, ModelCard, OutputKind, Part, Prompt, Role, Sampling, Segment, Solver, TokenLogprobs,
 };
 use wire::{
     input::InputLimits,
@@ -19,8 +19,12 @@ fn sampling() -> Sampling {
 fn jobs() {
     let embeddings = Embeddings { width: 2, values: vec![1.0, -2.0, 3.5, 0.0].into() };
     let prompt = Prompt { segments: vec![Segment::Tokens(vec![1, 2]), Segment::Embeddings(embeddings), Segment::Tokens(vec![3])] };
+    let constrained = |constraint| Sampling { ignore_eos: false, constraint: Some(constraint), ..sampling() };
     let modes = [
         Mode::Text { sampling: sampling(), eos_token_ids: vec![5] },
+        Mode::Text { sampling: constrained(Constraint::JsonSchema("{}".into())), eos_token_ids: vec![5] },
+        Mode::Text { sampling: constrained(Constraint::Regex("a+".into())), eos_token_ids: vec![5] },
+        Mode::Text { sampling: constrained(Constraint::Lark("start: \"a\"".into())), eos_token_ids: vec![5] },
         Mode::Image {
             unconditional: prompt.clone(),
             sampling: ImageSampling { guidance: 2.0, temperature: 0.0, seed: 1, ..ImageSampling::default() },
@@ -85,9 +89,13 @@ fn prepare_carries_everything_but_pixels() {
     let (read, kind) = wire::tokenizer::prepare_request(sent, &InputLimits::default()).unwrap();
     assert_eq!((read, kind), (wire::input::without_pixels(&input), OutputKind::Image));
 
+    let fim = Input::Fim { prefix: "a".into(), suffix: String::new() };
+    let sent = wire::tokenizer::to_prepare_request(&fim, OutputKind::Text);
+    assert_eq!(wire::tokenizer::prepare_request(sent, &InputLimits::default()).unwrap(), (fim, OutputKind::Text));
+
     let prepared = Prepared {
         segments: vec![PreparedSegment::Tokens(vec![1]), PreparedSegment::Image(0)],
-        unconditional: vec![PreparedSegment::Tokens(vec![2])],
+        unconditional: vec![PreparedSegment::Tokens(vec![2]), PreparedSegment::Padding { image: 0, id: 3 }],
         eos_token_ids: vec![3],
     };
     assert_eq!(wire::tokenizer::prepared(wire::tokenizer::to_prepared(prepared.clone())).unwrap(), prepared);

@@ -37,6 +37,8 @@ pub const WIDTH: usize = 4;
 pub const ROWS: usize = 3;
 /// End of sentence.
 pub const EOS: u32 = 0;
+/// Padding.
+pub const PAD: u32 = 1;
 
 /// What the fakes are told to do and what they saw.
 pub struct Script {
@@ -141,6 +143,16 @@ fn ids(parts: &[v1::Part], segments: &mut Vec<v1::PreparedSegment>, images: &mut
     }
 }
 
+/// The other half of a guidance pair: the same tokens, and [`PAD`] for pictures.
+fn padded(segment: &v1::PreparedSegment) -> v1::PreparedSegment {
+    match segment.segment {
+        Some(v1::prepared_segment::Segment::Image(image)) => {
+            v1::PreparedSegment { segment: Some(v1::prepared_segment::Segment::Padding(v1::ImagePadding { image, id: PAD })) }
+        }
+        _ => segment.clone(),
+    }
+}
+
 #[tonic::async_trait]
 impl Tokenizer for Fake {
     async fn prepare(&self, request: Request<v1::PrepareRequest>) -> Result<Response<v1::PrepareResponse>, Status> {
@@ -152,8 +164,13 @@ impl Tokenizer for Fake {
                 chat.messages.iter().for_each(|message| ids(&message.parts, &mut segments, &mut images));
             }
             v1::prepare_request::Input::Completion(completion) => ids(&completion.parts, &mut segments, &mut images),
+            v1::prepare_request::Input::Fim(fim) => {
+                let text = format!("{}_{}", fim.prefix, fim.suffix);
+                ids(&[text_part(&text)], &mut segments, &mut images);
+            }
         }
-        let unconditional = if request.output == v1::OutputKind::Image as i32 { segments.clone() } else { Vec::new() };
+        let drawing = request.output == v1::OutputKind::Image as i32;
+        let unconditional = if drawing { segments.iter().map(padded).collect() } else { Vec::new() };
         Ok(Response::new(v1::PrepareResponse { segments, unconditional, eos_token_ids: vec![EOS] }))
     }
 

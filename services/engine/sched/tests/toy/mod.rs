@@ -10,10 +10,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use domain::{Canvas, CodeGrid, Embeddings, Event, FinishReason, ImageSampling, Job, Mode, ModelCard, Prompt, Sampling, Segment};
+use domain::{
+    Canvas, CodeGrid, Constraint, Embeddings, Event, FinishReason, ImageSampling, Invalid, Job, Mode, ModelCard, Prompt, Sampling, Segment,
+};
 use futures::StreamExt;
 use layers::{BLOCK_TOKENS, BlockId, EngineError, FlowModel, Head, LanguageModel, Observer, RowInput, Slice, Step, StepOutput};
-use sched::{Engine, EngineConfig, JobError, JobStream, sampler};
+use sched::{Engine, EngineConfig, Guide, GuideError, Guides, JobError, JobStream, sampler};
 
 pub const VOCABULARY: usize = 50;
 pub const CODES: usize = 24;
@@ -220,6 +222,63 @@ pub fn mix(a: u64, b: u64) -> u64 {
     x ^ (x >> 31)
 }
 
+/// A constraint that can be checked by hand. `modulus,length`: output `i` leaves the remainder `i` modulo `modulus` (or is end-of-sentence,
+/// where `i` is even), and `length` outputs complete the text.
+#[derive(Debug)]
+pub struct Rhymes;
+
+#[derive(Debug)]
+struct Rhyme {
+    modulus: u32,
+    length: u32,
+    eos_token_ids: Vec<u32>,
+    accepted: u32,
+}
+
+pub fn rhyme(modulus: u32, length: u32) -> Option<Constraint> {
+    Some(Constraint::Regex(format!("{modulus},{length}")))
+}
+
+impl Guides for Rhymes {
+    fn guide(&self, constraint: &Constraint, eos_token_ids: &[u32]) -> Result<Box<dyn Guide>, GuideError> {
+        let Constraint::Regex(text) = constraint else { return Err(GuideError::Unable("no rhyme".into())) };
+        let invalid = || Invalid::new(constraint.field(), "no rhyme");
+        let (modulus, length) = text.split_once(',').ok_or_else(invalid)?;
+        let number = |text: &str| text.parse::<u32>().map_err(|_| invalid());
+        Ok(Box::new(Rhyme { modulus: number(modulus)?, length: number(length)?, eos_token_ids: eos_token_ids.to_vec(), accepted: 0 }))
+    }
+}
+
+impl Rhyme {
+    fn allows(&self, id: u32) -> bool {
+        match self.eos_token_ids.contains(&id) {
+            true => self.accepted.is_multiple_of(2),
+            false => self.modulus > 0 && id % self.modulus == self.accepted % self.modulus,
+        }
+    }
+}
+
+impl Guide for Rhyme {
+    fn mask(&mut self, logits: &mut [f32]) -> Result<(), String> {
+        assert!(!self.is_finished(), "asked behind the end");
+        let ruled_out = (0..).zip(logits).filter(|(id, _)| !self.allows(*id));
+        ruled_out.for_each(|(_, logit)| *logit = f32::NEG_INFINITY);
+        if self.modulus == 0 { Err("nothing rhymes".into()) } else { Ok(()) }
+    }
+
+    fn accept(&mut self, id: u32) -> Result<(), String> {
+        if !self.allows(id) || self.is_finished() {
+            return Err(format!("{id} does not rhyme"));
+        }
+        self.accepted += 1;
+        Ok(())
+    }
+
+    fn is_finished(&self) -> bool {
+        self.accepted == self.length
+    }
+}
+
 /// What a job must yield: the plain loop over a plain list, without blocks, batches or caches.
 pub fn expected(job: &Job) -> Vec<u32> {
     let mut conditional = rows(&job.prompt);
@@ -228,8 +287,16 @@ pub fn expected(job: &Job) -> Vec<u32> {
         Mode::Text { sampling, eos_token_ids } => {
             let ids = conditional.iter().filter_map(|row| if let RowInput::Token(id) = row { Some(*id) } else { None });
             let mut history = sampler::History::new(sampling, ids.collect::<Vec<_>>());
-            while emitted.len() < sampling.max_tokens.unwrap() as usize {
-                let (id, _) = sampler::text(&mut whole(&conditional, Head::Text), sampling, &history, emitted.len() as u64).unwrap();
+            let mut guide = sampling.constraint.as_ref().map(|constraint| Rhymes.guide(constraint, eos_token_ids).unwrap());
+            while emitted.len() < sampling.max_tokens.unwrap() as usize && !guide.as_ref().is_some_and(|guide| guide.is_finished()) {
+                let mut logits = whole(&conditional, Head::Text);
+                if let Some(guide) = &mut guide {
+                    guide.mask(&mut logits).unwrap();
+                }
+                let (id, _) = sampler::text(&mut logits, sampling, &history, emitted.len() as u64).unwrap();
+                if let Some(guide) = &mut guide {
+                    guide.accept(id).unwrap();
+                }
                 emitted.push(id);
                 history.push(sampling, id);
                 conditional.push(RowInput::Token(id));
@@ -298,7 +365,7 @@ pub fn start(blocks: usize, config: EngineConfig) -> (Engine, Watcher) {
 /// As [`start`], over this toy.
 pub fn start_toy(toy: Toy, config: EngineConfig) -> (Engine, Watcher) {
     let watch = Watcher(toy.watch.clone());
-    (Engine::start(Box::new(toy), config), watch)
+    (Engine::start(Box::new(toy), config).with_guides(Arc::new(Rhymes)), watch)
 }
 
 pub struct Watcher(Arc<Watch>);
