@@ -16,6 +16,9 @@ use crate::onnx::{
 const OPERATOR_SET: i64 = 23;
 /// Version of the file format that belongs to the operator set.
 const FORMAT_VERSION: i64 = 11;
+/// The runtime's own operators, and their version.
+const RUNTIME_DOMAIN: &str = "com.microsoft";
+const RUNTIME_OPERATOR_SET: i64 = 1;
 
 /// A tensor that flows through a [`Graph`]: an input, a weight, a constant or the output of a node.
 #[derive(Debug, Clone)]
@@ -175,6 +178,15 @@ impl Graph {
         value
     }
 
+    /// A node with one output, of an operator that only the runtime has.
+    pub(crate) fn runtime_node(&mut self, operator: &str, inputs: &[&Value], attributes: Vec<AttributeProto>) -> Value {
+        let value = self.node(operator, inputs, attributes);
+        if let Some(node) = self.proto.node.last_mut() {
+            node.domain = Some(RUNTIME_DOMAIN.into());
+        }
+        value
+    }
+
     /// A node with `N` outputs.
     pub(crate) fn nodes<const N: usize>(&mut self, operator: &str, inputs: &[&Value], attributes: Vec<AttributeProto>) -> [Value; N] {
         let outputs = std::array::from_fn(|_| self.fresh());
@@ -215,7 +227,9 @@ impl Graph {
         let model = ModelProto {
             ir_version: Some(FORMAT_VERSION),
             producer_name: Some("janua".into()),
-            opset_import: vec![OperatorSetIdProto { domain: Some(String::new()), version: Some(OPERATOR_SET) }],
+            opset_import: [("", OPERATOR_SET), (RUNTIME_DOMAIN, RUNTIME_OPERATOR_SET)]
+                .map(|(domain, version)| OperatorSetIdProto { domain: Some(domain.into()), version: Some(version) })
+                .into(),
             graph: Some(self.proto),
             ..ModelProto::default()
         };

@@ -26,7 +26,7 @@ mod siglip;
 mod vision;
 mod vq;
 
-pub use backend_onnx::{SessionOptions as OnnxOptions, runtime_version};
+pub use backend_onnx::{SETTINGS as ONNX_SETTINGS, SessionOptions as OnnxOptions, runtime_version};
 pub use onnx::Probe;
 pub use vision::{VisionEncoder, load_vision};
 pub use vq::{VqDecoder, load_vq, pixels_to_rgb};

@@ -61,6 +61,13 @@ impl<'a> Builder<'a> {
         Ok(self.graph.conv(x, &weight, Some(&bias), stride, padding))
     }
 
+    /// Twice the height and width, then a 3 x 3 convolution that keeps the number of channels. `x [B, channels, H, W]`
+    pub fn upsample_conv(&mut self, x: &Value, name: &str, channels: usize) -> Result<Value, EngineError> {
+        let weight = self.weight(&format!("{name}.weight"), &[channels, channels, 3, 3])?;
+        let bias = self.weight(&format!("{name}.bias"), &[channels])?;
+        Ok(self.graph.upsample_conv(x, &weight, &bias))
+    }
+
     /// `name.weight`, `name.bias`. `x [N, width]`
     pub fn layer_norm(&mut self, x: &Value, name: &str, width: usize, epsilon: f32) -> Result<Value, EngineError> {
         let (weight, bias) = (self.weight(&format!("{name}.weight"), &[width])?, self.weight(&format!("{name}.bias"), &[width])?);

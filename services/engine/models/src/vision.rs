@@ -1,5 +1,6 @@
 //! Pixels to embeddings of the language model: a vision tower and the aligner behind it.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use backend_onnx::{Activation, Input, Session, SessionOptions, Value};
@@ -64,6 +65,11 @@ impl VisionEncoder {
     pub fn encode(&self, pixel_values: &[f32]) -> Result<Vec<f32>, EngineError> {
         let shape = self.shape(pixel_values)?;
         run_single(&self.session, "vision tower", Input::Floats { shape: &shape, values: pixel_values })
+    }
+
+    /// The graph as an ONNX file for other programs, and the folder that it belongs in.
+    pub fn onnx(&self) -> Option<(&[u8], &Path)> {
+        self.session.onnx()
     }
 
     /// The intermediate tensors for one picture, named as in reference outputs: `vision.hidden.*`, `image_features`.
