@@ -1,9 +1,9 @@
 //! The ids of the reference come out of the public door, over every wire.
 
 use proto::v1;
-use tests::{Golden, Wire, World};
+use tests::{Answer, Drawing, Golden, GoldenPrompt, Wire, World};
 
-const MODELS: [&str; 3] = ["llama", "llama_gqa", "janus"];
+pub const MODELS: [&str; 6] = ["llama", "llama_gqa", "moe_v1", "v2_lite", "v2_full", "janus"];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn in_process() {
@@ -24,27 +24,35 @@ async fn golden_ids_come_out(wire: Wire) {
     let world = World::start(wire, &MODELS).await;
     for model in MODELS {
         let golden = Golden::read(model);
-        for prompt in golden.prompts {
-            let answer = world.ask(prompt.request).await.unwrap();
-            assert_eq!(answer.ids(), prompt.ids, "{model} over {}", wire.name());
-            assert_eq!(answer.text(), prompt.text, "{model} over {}", wire.name());
-            assert_eq!(answer.started.unwrap().prompt_tokens as usize, prompt.prompt_tokens);
-            let usage = answer.usage.unwrap();
-            assert_eq!((usage.prompt_tokens as usize, usage.output_tokens as usize), (prompt.prompt_tokens, prompt.ids.len()));
-            assert_eq!(answer.reasons[&0], v1::FinishReason::Length);
+        for prompt in &golden.prompts {
+            assert_said(model, prompt, &world.ask(prompt.request.clone()).await.unwrap());
         }
-        for drawing in golden.drawings {
-            let answer = world.ask(drawing.request).await.unwrap();
-            let [image] = &answer.images[..] else { panic!("one image, not {}", answer.images.len()) };
-            assert_eq!(image.codes, drawing.codes, "{model} over {}", wire.name());
-            let picture = pixels::decode(&image.data, &pixels::Limits::default()).unwrap();
-            assert_eq!((picture.width, picture.height), (image.width, image.height));
-            assert_eq!(picture, drawing.picture, "{model} over {}", wire.name());
-            let total = drawing.codes.len() as u32;
-            assert_eq!(answer.progress[&0], (total, total));
+        for drawing in &golden.drawings {
+            assert_drawn(model, drawing, &world.ask(drawing.request.clone()).await.unwrap());
         }
     }
     world.stop().await;
+}
+
+/// The ids and the text of the reference, and the right account of them.
+pub fn assert_said(model: &str, prompt: &GoldenPrompt, answer: &Answer) {
+    assert_eq!(answer.ids(), prompt.ids, "{model}");
+    assert_eq!(answer.text(), prompt.text, "{model}");
+    assert_eq!(answer.started.as_ref().unwrap().prompt_tokens as usize, prompt.prompt_tokens);
+    let usage = answer.usage.as_ref().unwrap();
+    assert_eq!((usage.prompt_tokens as usize, usage.output_tokens as usize), (prompt.prompt_tokens, prompt.ids.len()));
+    assert_eq!(answer.reasons[&0], v1::FinishReason::Length);
+}
+
+/// The codes and the picture of the reference.
+pub fn assert_drawn(model: &str, drawing: &Drawing, answer: &Answer) {
+    let [image] = &answer.images[..] else { panic!("one image, not {}", answer.images.len()) };
+    assert_eq!(image.codes, drawing.codes, "{model}");
+    let picture = pixels::decode(&image.data, &pixels::Limits::default()).unwrap();
+    assert_eq!((picture.width, picture.height), (image.width, image.height));
+    assert_eq!(picture, drawing.picture, "{model}");
+    let total = drawing.codes.len() as u32;
+    assert_eq!(answer.progress[&0], (total, total));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -54,7 +62,14 @@ async fn models_are_listed_with_what_they_can_do() {
     let facts = |m: &v1::Model| (m.name.clone(), m.family.clone(), m.image_input, m.image_output, m.ready);
     let mut found: Vec<_> = models.iter().map(facts).collect();
     found.sort();
-    let expected = [("janus", "janus", true, true), ("llama", "llama", false, false), ("llama_gqa", "llama", false, false)];
+    let expected = [
+        ("janus", "janus", true, true),
+        ("llama", "llama", false, false),
+        ("llama_gqa", "llama", false, false),
+        ("moe_v1", "deepseek", false, false),
+        ("v2_full", "deepseek_v2", false, false),
+        ("v2_lite", "deepseek_v2", false, false),
+    ];
     assert_eq!(found, expected.map(|(name, family, sees, draws)| (name.to_owned(), family.to_owned(), sees, draws, true)));
     world.stop().await;
 }

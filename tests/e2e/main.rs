@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod bad_input;
+mod company;
 mod fairness;
 mod golden;
 mod options;

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use crate::{Dtype, add, attention, gelu, matmul, rms_norm, rope, silu_mul, softmax, widen};
+use crate::{Dtype, add, attention, gelu, heads, latent_attention, matmul, rms_norm, rope, silu_mul, softmax, widen};
 
 /// Environment variable that forces an instruction set by name (`scalar`, `avx2`), for comparisons and for machines that misreport.
 pub const ISA_VARIABLE: &str = "JANUA_ISA";
@@ -21,9 +21,12 @@ pub enum Isa {
 pub(crate) struct Kernels {
     pub isa: Isa,
     pub matmul: matmul::Kernel,
+    pub heads_transposed: heads::Kernel,
     pub attention: attention::Kernel,
+    pub latent_attention: latent_attention::Kernel,
     pub rms_norm: rms_norm::Kernel,
     pub rope: rope::Kernel,
+    pub rope_neighbours: rope::Kernel,
     pub silu_mul: fn(&mut [f32], &[f32]),
     pub gelu: fn(&mut [f32]),
     pub add: fn(&mut [f32], &[f32]),
@@ -34,9 +37,12 @@ pub(crate) struct Kernels {
 static SCALAR: Kernels = Kernels {
     isa: Isa::Scalar,
     matmul: matmul::scalar::KERNEL,
+    heads_transposed: heads::scalar::transposed,
     attention: attention::scalar::attend,
+    latent_attention: latent_attention::scalar::attend,
     rms_norm: rms_norm::scalar::rms_norm,
     rope: rope::scalar::rope,
+    rope_neighbours: rope::scalar::rope_neighbours,
     silu_mul: silu_mul::scalar::silu_mul,
     gelu: gelu::scalar::gelu,
     add: add::scalar::add,
@@ -48,9 +54,12 @@ static SCALAR: Kernels = Kernels {
 static AVX2: Kernels = Kernels {
     isa: Isa::Avx2,
     matmul: matmul::avx2::KERNEL,
+    heads_transposed: heads::avx2::transposed,
     attention: attention::avx2::attend,
+    latent_attention: latent_attention::avx2::attend,
     rms_norm: rms_norm::avx2::rms_norm,
     rope: rope::avx2::rope,
+    rope_neighbours: rope::avx2::rope_neighbours,
     silu_mul: silu_mul::avx2::silu_mul,
     gelu: gelu::avx2::gelu,
     add: add::avx2::add,

@@ -1,5 +1,7 @@
 //! Weights as they lie in a checkpoint file.
 
+use std::ops::Range;
+
 use half::{bf16, f16};
 
 /// Storage type of weights.
@@ -48,6 +50,12 @@ impl<'a> Matrix<'a> {
 
     pub fn columns(&self) -> usize {
         self.columns
+    }
+
+    /// The matrix of some of the rows.
+    pub fn part(&self, rows: Range<usize>) -> Self {
+        let stride = self.columns * self.dtype.size();
+        Self::new(&self.bytes[rows.start * stride..rows.end * stride], self.dtype, rows.len(), self.columns)
     }
 
     /// The bytes of row `row`.

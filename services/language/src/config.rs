@@ -2,7 +2,7 @@ use std::fs;
 
 use ::config::ConfigError;
 use layers::BLOCK_TOKENS;
-use sched::EngineConfig;
+use sched::{EngineConfig, MIN_BATCH_TOKENS};
 use serde::Deserialize;
 
 /// Section `[language]`.
@@ -35,7 +35,7 @@ impl LanguageConfig {
     /// Refuses limits under which nothing, or not every model, could be served.
     pub fn check(&self) -> Result<(), ConfigError> {
         let least = [
-            ("max_batch_tokens", self.max_batch_tokens, BLOCK_TOKENS),
+            ("max_batch_tokens", self.max_batch_tokens, MIN_BATCH_TOKENS),
             ("max_sequences", self.max_sequences, 1),
             ("queue_limit", self.queue_limit, 1),
         ];

@@ -48,20 +48,28 @@ pub(crate) struct Job<'a> {
     pub bias: Option<&'a [f32]>,
     pub rows: usize,
     y: *mut f32,
+    /// Elements from one row of `y` to the next.
+    stride: usize,
 }
 
 // SAFETY: `y` is the only field that is not shared data; whoever writes through it promises to keep to columns of its own (`Kernel::columns`).
 unsafe impl Sync for Job<'_> {}
 
-impl Job<'_> {
+impl<'a> Job<'a> {
+    /// The product of `x` and `w` into rows that are `stride` elements apart.
+    pub fn new(kernel: &Kernel, x: &'a [f32], w: Matrix<'a>, bias: Option<&'a [f32]>, y: *mut f32, stride: usize) -> Self {
+        let k = w.columns();
+        Self { x, packed: (kernel.pack)(x, k), w, bias, rows: x.len() / k, y, stride }
+    }
+
     /// The `n` elements of row `row` of `y`.
     ///
     /// # Safety
     /// `row < rows`; whoever reads or writes through the pointer keeps to columns of its own.
     #[inline(always)]
     pub unsafe fn row(&self, row: usize) -> *mut f32 {
-        // SAFETY: `y` has `rows` rows of `n` elements.
-        unsafe { self.y.add(row * self.w.rows()) }
+        // SAFETY: `y` has `rows` rows of `n` elements, `stride` apart.
+        unsafe { self.y.add(row * self.stride) }
     }
 }
 
@@ -75,7 +83,7 @@ impl Cpu {
         assert!(x.len() == rows * k && y.len() == rows * n, "x {} and y {} with a {n} x {k} matrix", x.len(), y.len());
         assert!(bias.is_none_or(|bias| bias.len() == n), "bias of another size than {n}");
         let kernel = &self.kernels.matmul;
-        let job = Job { x, packed: (kernel.pack)(x, k), w: *w, bias, rows, y: y.as_mut_ptr() };
+        let job = Job::new(kernel, x, *w, bias, y.as_mut_ptr(), n);
         let share = self.team.share(n, TILE_COLUMNS);
         let cost = Cost::new(2 * rows * n * k, n * k * w.dtype().size());
         self.team.run(n.div_ceil(share), cost, |task| {

@@ -8,3 +8,12 @@ pub(crate) fn rope(row: &mut [f32], cos: &[f32], sin: &[f32]) {
         }
     }
 }
+
+pub(crate) fn rope_neighbours(row: &mut [f32], cos: &[f32], sin: &[f32]) {
+    for head in row.chunks_exact_mut(2 * cos.len()) {
+        for ((pair, cos), sin) in head.as_chunks_mut().0.iter_mut().zip(cos).zip(sin) {
+            let [a, b] = *pair;
+            *pair = [a * cos - b * sin, b * cos + a * sin];
+        }
+    }
+}

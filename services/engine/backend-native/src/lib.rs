@@ -13,7 +13,7 @@ mod native;
 mod tensor;
 
 pub use cpu::{Cpu, ISA_VARIABLE, Isa, UnknownIsa};
-pub use kv::Kv;
+pub use kv::{CompressedKv, HeadsKv, Kv};
 pub use linear::Linear;
 pub use native::Native;
 pub use tensor::Tensor;

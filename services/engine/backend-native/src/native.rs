@@ -1,6 +1,8 @@
+use std::ops::Range;
+
 use checkpoint::SharedTensor;
-use cpu::{Cpu, KvSlice, Queries};
-use layers::{Attend, Backend, EngineError, KvShape, Rotation, Slice};
+use cpu::{Cpu, KvSlice, LatentQueries, Queries};
+use layers::{Attend, Backend, EngineError, HeadRows, KvShape, Pairs, Rotation, Slice};
 
 use crate::{Kv, Linear, Tensor};
 
@@ -68,6 +70,19 @@ impl Backend for Native {
         Ok(y)
     }
 
+    fn apply_heads(&self, linear: &Linear, heads: &HeadRows, x: &Tensor) -> Result<Tensor, EngineError> {
+        let mut y = Tensor::zeros(x.rows(), heads.heads * heads.rows.len());
+        self.cpu.heads(&x.values, &linear.matrix(), &head_rows(heads), &mut y.values);
+        Ok(y)
+    }
+
+    fn apply_heads_transposed(&self, linear: &Linear, heads: &HeadRows, x: &Tensor) -> Result<Tensor, EngineError> {
+        let matrix = linear.matrix();
+        let mut y = Tensor::zeros(x.rows(), heads.heads * matrix.columns());
+        self.cpu.heads_transposed(&x.values, &matrix, &head_rows(heads), &mut y.values);
+        Ok(y)
+    }
+
     fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor, EngineError> {
         let mut y = x.clone();
         self.cpu.rms_norm(&mut y.values, &weight.values, eps);
@@ -90,19 +105,44 @@ impl Backend for Native {
     }
 
     fn rope(&self, mut x: Tensor, rotation: &Rotation<Tensor>) -> Result<Tensor, EngineError> {
-        let Rotation { cos, sin, head_dim } = rotation;
-        self.cpu.rope(&mut x.values, &cpu::Rotation { cos: &cos.values, sin: &sin.values, head_dim: *head_dim });
+        let pairs = match rotation.pairs {
+            Pairs::Halves => cpu::Pairs::Halves,
+            Pairs::Neighbours => cpu::Pairs::Neighbours,
+        };
+        let Rotation { cos, sin, head_dim, .. } = rotation;
+        self.cpu.rope(&mut x.values, &cpu::Rotation { pairs, cos: &cos.values, sin: &sin.values, head_dim: *head_dim });
         Ok(x)
     }
 
     fn attention(&self, attend: &Attend<'_>, [q, k, v]: [Tensor; 3], kv: &mut Kv) -> Result<Tensor, EngineError> {
         let slices: Vec<_> = attend.slices.iter().map(kv_slice).collect();
+        let kv = kv.heads()?;
         self.cpu.store_kv(&kv.shape, &k.values, &slices, &mut kv.keys);
         self.cpu.store_kv(&kv.shape, &v.values, &slices, &mut kv.values);
         let mut out = Tensor::zeros(q.rows(), q.width);
         let queries = Queries { values: &q.values, heads: attend.heads, scale: attend.scale };
         self.cpu.attention(&queries, &kv.paged(), &slices, &mut out.values);
         Ok(out)
+    }
+
+    fn latent_attention(
+        &self,
+        attend: &Attend<'_>,
+        [latent, rotary]: [Tensor; 2],
+        [c, k_pe]: [Tensor; 2],
+        kv: &mut Kv,
+    ) -> Result<Tensor, EngineError> {
+        let slices: Vec<_> = attend.slices.iter().map(kv_slice).collect();
+        let kv = kv.latent()?;
+        self.cpu.store_latent(&kv.shape, [&c.values, &k_pe.values], &slices, &mut kv.rows);
+        let mut out = Tensor::zeros(latent.rows(), latent.width);
+        let queries = LatentQueries { latent: &latent.values, rotary: &rotary.values, heads: attend.heads, scale: attend.scale };
+        self.cpu.latent_attention(&queries, &kv.paged(), &slices, &mut out.values);
+        Ok(out)
+    }
+
+    fn columns(&self, x: &Tensor, period: usize, part: Range<usize>) -> Result<Tensor, EngineError> {
+        Ok(x.columns(period, part))
     }
 
     fn gather(&self, x: &Tensor, rows: &[usize]) -> Result<Tensor, EngineError> {
@@ -115,6 +155,17 @@ impl Backend for Native {
         }
         Ok(x)
     }
+
+    fn scatter_add(&self, mut x: Tensor, rows: &[usize], weights: &[f32], y: &Tensor) -> Result<Tensor, EngineError> {
+        for (from, (&to, weight)) in rows.iter().zip(weights).enumerate() {
+            x.row_mut(to).iter_mut().zip(y.row(from)).for_each(|(x, y)| *x += weight * y);
+        }
+        Ok(x)
+    }
+}
+
+fn head_rows(heads: &HeadRows) -> cpu::HeadRows {
+    cpu::HeadRows { heads: heads.heads, period: heads.period, rows: heads.rows.clone() }
 }
 
 fn kv_slice(slice: &Slice) -> KvSlice<'_> {

@@ -1,3 +1,5 @@
+use std::ops::Range;
+
 /// Activations, row-major `[rows, width]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Tensor {
@@ -27,5 +29,12 @@ impl Tensor {
 
     pub(crate) fn row_mut(&mut self, row: usize) -> &mut [f32] {
         &mut self.values[row * self.width..(row + 1) * self.width]
+    }
+
+    /// The places of `part` of every `period` neighbours.
+    pub(crate) fn columns(&self, period: usize, part: Range<usize>) -> Self {
+        assert!(self.width.is_multiple_of(period), "rows of {} in parts of {period}", self.width);
+        let values = self.values.chunks_exact(period).flat_map(|values| &values[part.clone()]).copied().collect();
+        Self::new(values, self.width / period * part.len())
     }
 }

@@ -58,7 +58,7 @@ fn check_refusal(files: &[(&str, &[u8])], expected: &[&str]) {
 
 #[test]
 fn fixtures_open_and_have_the_same_tensors_as_the_format_library_sees() {
-    for name in ["llama", "llama_gqa", "janus"] {
+    for name in ["llama", "llama_gqa", "moe_v1", "v2_lite", "janus"] {
         let dir = fixture(name);
         let checkpoint = Checkpoint::open(&dir).unwrap();
         let data = fs::read(dir.join("model.safetensors")).unwrap();

@@ -1,3 +1,5 @@
+use std::ops::Range;
+
 use checkpoint::SharedTensor;
 
 use crate::{BLOCK_TOKENS, EngineError, Slice};
@@ -10,7 +12,7 @@ pub trait Backend: Send + Sync + 'static {
     type Tensor: Send + Sync;
     /// A weight matrix `[out, in]` as it lies in the checkpoint, with its bias if it has one.
     type Linear: Send + Sync;
-    /// The paged keys and values of one layer.
+    /// The paged cache of one layer.
     type Kv: Send;
 
     /// Takes a matrix `[out, in]` of f32, bf16 or f16, and a bias `[out]`, without copying what it need not copy.
@@ -29,6 +31,10 @@ pub trait Backend: Send + Sync + 'static {
     fn embed(&self, table: &Self::Linear, ids: &[u32]) -> Result<Self::Tensor, EngineError>;
     /// `x · wᵀ + b`: `[rows, in]` -> `[rows, out]`.
     fn apply(&self, linear: &Self::Linear, x: &Self::Tensor) -> Result<Self::Tensor, EngineError>;
+    /// Every head through its rows of the matrix: `[rows, heads * in]` -> `[rows, heads * out]`.
+    fn apply_heads(&self, linear: &Self::Linear, heads: &HeadRows, x: &Self::Tensor) -> Result<Self::Tensor, EngineError>;
+    /// Every head through the transpose of its rows of the matrix: `[rows, heads * out]` -> `[rows, heads * in]`.
+    fn apply_heads_transposed(&self, linear: &Self::Linear, heads: &HeadRows, x: &Self::Tensor) -> Result<Self::Tensor, EngineError>;
     /// `x / sqrt(mean(x²) + eps) * weight`, by rows.
     fn rms_norm(&self, x: &Self::Tensor, weight: &Self::Tensor, eps: f32) -> Result<Self::Tensor, EngineError>;
     /// `silu(gate) * up`.
@@ -41,30 +47,78 @@ pub trait Backend: Send + Sync + 'static {
     fn rope(&self, x: Self::Tensor, rotation: &Rotation<Self::Tensor>) -> Result<Self::Tensor, EngineError>;
     /// Writes `k` and `v` `[rows, kv_heads * head_dim]` to the cache, then attends from `q` `[rows, heads * head_dim]`; shaped as `q`.
     fn attention(&self, attend: &Attend<'_>, qkv: [Self::Tensor; 3], kv: &mut Self::Kv) -> Result<Self::Tensor, EngineError>;
+    /// Writes the new positions to a compressed cache, then attends from the queries: `[rows, heads * rank]` (spec: language.md 2.5).
+    fn latent_attention(
+        &self,
+        attend: &Attend<'_>,
+        queries: [Self::Tensor; 2],
+        keys: [Self::Tensor; 2],
+        kv: &mut Self::Kv,
+    ) -> Result<Self::Tensor, EngineError>;
+    /// Of every `period` neighbours in a row, those in `part`: `[rows, n * period]` -> `[rows, n * part.len()]`.
+    fn columns(&self, x: &Self::Tensor, period: usize, part: Range<usize>) -> Result<Self::Tensor, EngineError>;
     /// The rows `rows` of `x`, in that order.
     fn gather(&self, x: &Self::Tensor, rows: &[usize]) -> Result<Self::Tensor, EngineError>;
     /// Overwrites the rows `rows` of `x` with those of `y`.
     fn scatter(&self, x: Self::Tensor, rows: &[usize], y: &Self::Tensor) -> Result<Self::Tensor, EngineError>;
+    /// Adds row `i` of `y`, times `weights[i]`, to row `rows[i]` of `x`.
+    fn scatter_add(&self, x: Self::Tensor, rows: &[usize], weights: &[f32], y: &Self::Tensor) -> Result<Self::Tensor, EngineError>;
 }
 
 /// Size of the cache of one layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KvShape {
     pub blocks: usize,
-    pub kv_heads: usize,
-    pub head_dim: usize,
+    pub entry: KvEntry,
+}
+
+/// What is kept of one position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KvEntry {
+    /// A key and a value per head.
+    Heads { kv_heads: usize, head_dim: usize },
+    /// What keys and values of all heads are made of: `c` of `rank` values and the rotated `k_pe` of `rope` values.
+    Latent { rank: usize, rope: usize },
 }
 
 impl KvShape {
-    /// Bytes of keys and values of one block in f32.
+    /// Bytes of one block in f32.
     pub fn block_bytes(&self) -> usize {
-        2 * BLOCK_TOKENS * self.kv_heads * self.head_dim * size_of::<f32>()
+        BLOCK_TOKENS * self.entry.values() * size_of::<f32>()
     }
+}
+
+impl KvEntry {
+    /// Numbers per position.
+    pub fn values(&self) -> usize {
+        match *self {
+            Self::Heads { kv_heads, head_dim } => 2 * kv_heads * head_dim,
+            Self::Latent { rank, rope } => rank + rope,
+        }
+    }
+}
+
+/// Whose rows of a matrix are whose: head `h` has the rows `h * period + rows.start .. h * period + rows.end`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeadRows {
+    pub heads: usize,
+    pub period: usize,
+    pub rows: Range<usize>,
+}
+
+/// Which two dimensions of a head turn together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pairs {
+    /// `(x[j], x[j + head_dim / 2])` (spec: language.md 1.3).
+    Halves,
+    /// `(x[2j], x[2j + 1])` (spec: language.md 2.3).
+    Neighbours,
 }
 
 /// Angles of the rows of a step: two tensors `[rows, head_dim / 2]`.
 #[derive(Debug, Clone)]
 pub struct Rotation<T> {
+    pub pairs: Pairs,
     pub cos: T,
     pub sin: T,
     pub head_dim: usize,

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use crate::{Backend, EngineError, Weights};
+use crate::{Backend, EngineError, HeadRows, Weights};
 
 /// A weight matrix with its backend: `y = x · wᵀ + b`.
 pub struct Linear<B: Backend> {
@@ -17,6 +17,16 @@ impl<B: Backend> Linear<B> {
     /// `[rows, in]` -> `[rows, out]`
     pub fn forward(&self, x: &B::Tensor) -> Result<B::Tensor, EngineError> {
         self.backend.apply(&self.weight, x)
+    }
+
+    /// Every head through its rows of the matrix: `[rows, heads * in]` -> `[rows, heads * out]`
+    pub fn heads(&self, heads: &HeadRows, x: &B::Tensor) -> Result<B::Tensor, EngineError> {
+        self.backend.apply_heads(&self.weight, heads, x)
+    }
+
+    /// Every head through the transpose of its rows: `[rows, heads * out]` -> `[rows, heads * in]`
+    pub fn heads_transposed(&self, heads: &HeadRows, x: &B::Tensor) -> Result<B::Tensor, EngineError> {
+        self.backend.apply_heads_transposed(&self.weight, heads, x)
     }
 
     /// The matrix as a table: rows `ids` of it, `[ids, in]`.

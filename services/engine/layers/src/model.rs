@@ -24,7 +24,8 @@ pub trait Observer {
     /// Whether `tensor` wants to be called at all (models skip the copies otherwise).
     fn active(&self) -> bool;
 
-    /// `name` as in the golden files without prompt prefix (`hidden.layer0`, `logits`, ...); `values` row-major `[rows, width]`.
+    /// `name` as in the golden files without prompt prefix (`hidden.layer0`, `logits`, ...); `values` row-major `[rows, width]`, ids as the
+    /// numbers they are.
     fn tensor(&mut self, name: &str, values: &[f32], width: usize);
 }
 

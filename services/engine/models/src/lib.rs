@@ -3,15 +3,19 @@
 //! | File | Holds |
 //! |---|---|
 //! | `registry.rs` | which family a checkpoint is of; [`load_language`] and [`card`] |
-//! | `text_config.rs` | the llama part of a configuration, completed and checked |
+//! | `text_config.rs` | the decoder's part of a configuration, completed and checked |
 //! | `generation.rs` | sampling defaults of `generation_config.json` |
 //! | `llama.rs` | DeepSeek LLM: the decoder that the other families share |
+//! | `deepseek.rs` | DeepSeekMoE: which layers have experts, and how they are chosen |
+//! | `deepseek_v2.rs` | DeepSeek-V2: latent attention and YaRN |
 //! | `janus.rs` | Janus: the decoder with a second embedding and a second head for VQ codes |
 //! | `siglip.rs` | the SigLIP tower as an ONNX graph |
 //! | `vision.rs` | pixels to embeddings: tower and aligner; [`load_vision`] |
 //! | `vq.rs` | codes to pixels: the VQ decoder as an ONNX graph; [`load_vq`] |
 //! | `onnx.rs` | what the ONNX models share |
 
+mod deepseek;
+mod deepseek_v2;
 mod generation;
 mod janus;
 mod llama;

@@ -1,15 +1,18 @@
 //! DeepSeek LLM (`model_type: llama`): the decoder that every text side of the family shares (spec: language.md 1).
+//!
+//! The families with experts or latent attention have other blocks in the same decoder; their configuration says which (`deepseek.rs`,
+//! `deepseek_v2.rs`).
 
 use std::sync::Arc;
 
 use checkpoint::Checkpoint;
 use domain::ModelCard;
 use layers::{
-    Attention, Backend, EngineError, Head, LanguageModel, Limits, Linear, Observer, RmsNorm, Rope, Rotation, RowInput, Slice, Step,
-    StepOutput, SwiGlu, Weights, observe,
+    Attention, Backend, EngineError, Head, LanguageModel, LatentAttention, Limits, Linear, Moe, Observer, RmsNorm, Rotation, RowInput,
+    Slice, Step, StepOutput, SwiGlu, Weights, observe,
 };
 
-use crate::text_config::TextConfig;
+use crate::text_config::{AttentionConfig, TextConfig};
 
 /// A text model.
 pub(crate) struct Llama<B: Backend> {
@@ -19,9 +22,14 @@ pub(crate) struct Llama<B: Backend> {
 }
 
 impl<B: Backend> Llama<B> {
-    /// The configuration is `config.json` itself, the tensors are `model.*` and `lm_head.weight`.
-    pub fn load(backend: &Arc<B>, checkpoint: &Checkpoint, card: ModelCard, kv_blocks: usize) -> Result<Self, EngineError> {
-        let config = TextConfig::read(checkpoint, "")?;
+    /// The tensors are `model.*` and `lm_head.weight`.
+    pub fn load(
+        backend: &Arc<B>,
+        checkpoint: &Checkpoint,
+        config: TextConfig,
+        card: ModelCard,
+        kv_blocks: usize,
+    ) -> Result<Self, EngineError> {
         let weights = Weights::new(checkpoint);
         let decoder = Decoder::load(backend, config, &weights.at("model"), &weights, kv_blocks)?;
         Ok(Self { card, limits: decoder.limits(None), decoder })
@@ -61,7 +69,6 @@ pub(crate) struct Decoder<B: Backend> {
     norm: RmsNorm<B>,
     /// `None`: the embedding table serves as head.
     lm_head: Option<Linear<B>>,
-    rope: Rope,
     /// One per layer.
     kv: Vec<B::Kv>,
     kv_blocks: usize,
@@ -77,8 +84,7 @@ impl<B: Backend> Decoder<B> {
         kv_blocks: usize,
     ) -> Result<Self, EngineError> {
         let table = [config.vocab_size, config.hidden_size];
-        let layers =
-            (0..config.num_hidden_layers).map(|i| Layer::load(backend, &weights.at("layers").at(i), &config)).collect::<Result<_, _>>()?;
+        let layers = (0..config.num_hidden_layers).map(|i| Layer::load(backend, weights, &config, i)).collect::<Result<_, _>>()?;
         // Some multimodal exports say that the tables are tied although they hold a head of their own: what is in the file counts.
         let tied = config.tie_word_embeddings && !head.contains("lm_head.weight");
         let lm_head = (!tied).then(|| Linear::load(backend, head, "lm_head", table, false)).transpose()?;
@@ -89,7 +95,6 @@ impl<B: Backend> Decoder<B> {
             layers,
             norm: RmsNorm::load(backend, weights, "norm", config.hidden_size, config.rms_norm_eps)?,
             lm_head,
-            rope: config.rope(),
             kv: (0..config.num_hidden_layers).map(|_| backend.kv(&shape)).collect::<Result<_, _>>()?,
             kv_blocks,
             config,
@@ -145,11 +150,11 @@ impl<B: Backend> Decoder<B> {
     /// All layers: `x` `[rows, hidden]` -> `[rows, hidden]`, before the last norm.
     pub fn forward(&mut self, x: B::Tensor, slices: &[Slice], observer: &mut dyn Observer) -> Result<B::Tensor, EngineError> {
         let width = self.config.hidden_size;
-        let rotation = self.rope.rotation(self.backend.as_ref(), slices)?; // [rows, head_dim / 2]
+        let rotation = self.config.rope.rotation(self.backend.as_ref(), slices)?; // [rows, head_dim / 2]
         observe(self.backend.as_ref(), observer, "hidden.embed", &x, width)?;
         let mut x = x;
         for (i, (layer, kv)) in self.layers.iter().zip(&mut self.kv).enumerate() {
-            x = layer.forward(x, slices, &rotation, kv)?; // [rows, hidden]
+            x = layer.forward(x, slices, &rotation, kv, observer)?; // [rows, hidden]
             observe(self.backend.as_ref(), observer, &format!("hidden.layer{i}"), &x, width)?;
         }
         Ok(x)
@@ -208,29 +213,80 @@ impl<T: Copy> Placed<T> {
 /// `h = h + attention(norm(h))`, `h = h + mlp(norm(h))`.
 struct Layer<B: Backend> {
     backend: Arc<B>,
+    index: usize,
     input_layernorm: RmsNorm<B>,
-    self_attn: Attention<B>,
+    self_attn: SelfAttention<B>,
     post_attention_layernorm: RmsNorm<B>,
-    mlp: SwiGlu<B>,
+    mlp: FeedForward<B>,
+}
+
+enum SelfAttention<B: Backend> {
+    Heads(Attention<B>),
+    Latent(Box<LatentAttention<B>>),
+}
+
+enum FeedForward<B: Backend> {
+    Dense(SwiGlu<B>),
+    Experts(Box<Moe<B>>),
 }
 
 impl<B: Backend> Layer<B> {
-    fn load(backend: &Arc<B>, weights: &Weights<'_>, config: &TextConfig) -> Result<Self, EngineError> {
-        let norm = |name| RmsNorm::load(backend, weights, name, config.hidden_size, config.rms_norm_eps);
+    /// Layer `index` of those in `weights`.
+    fn load(backend: &Arc<B>, weights: &Weights<'_>, config: &TextConfig, index: usize) -> Result<Self, EngineError> {
+        let weights = weights.at("layers").at(index);
+        let norm = |name| RmsNorm::load(backend, &weights, name, config.hidden_size, config.rms_norm_eps);
         Ok(Self {
             backend: backend.clone(),
+            index,
             input_layernorm: norm("input_layernorm")?,
-            self_attn: Attention::load(backend, &weights.at("self_attn"), config.attention())?,
+            self_attn: SelfAttention::load(backend, &weights.at("self_attn"), config)?,
             post_attention_layernorm: norm("post_attention_layernorm")?,
-            mlp: SwiGlu::load(backend, &weights.at("mlp"), config.hidden_size, config.intermediate_size, config.mlp_bias)?,
+            mlp: FeedForward::load(backend, &weights.at("mlp"), config, index)?,
         })
     }
 
     /// `x` `[rows, hidden]` -> `[rows, hidden]`
-    fn forward(&self, x: B::Tensor, slices: &[Slice], rotation: &Rotation<B::Tensor>, kv: &mut B::Kv) -> Result<B::Tensor, EngineError> {
+    fn forward(
+        &self,
+        x: B::Tensor,
+        slices: &[Slice],
+        rotation: &Rotation<B::Tensor>,
+        kv: &mut B::Kv,
+        observer: &mut dyn Observer,
+    ) -> Result<B::Tensor, EngineError> {
         let h = self.self_attn.forward(&self.input_layernorm.forward(&x)?, slices, rotation, kv)?; // [rows, hidden]
         let x = self.backend.add(x, &h)?;
-        let h = self.mlp.forward(&self.post_attention_layernorm.forward(&x)?)?; // [rows, hidden]
+        let h = self.post_attention_layernorm.forward(&x)?; // [rows, hidden]
+        let h = match &self.mlp {
+            FeedForward::Dense(mlp) => mlp.forward(&h)?,
+            FeedForward::Experts(experts) => experts.forward(&h, self.index, observer)?,
+        };
         self.backend.add(x, &h)
+    }
+}
+
+impl<B: Backend> SelfAttention<B> {
+    fn load(backend: &Arc<B>, weights: &Weights<'_>, config: &TextConfig) -> Result<Self, EngineError> {
+        Ok(match config.attention {
+            AttentionConfig::Heads(shape) => Self::Heads(Attention::load(backend, weights, shape)?),
+            AttentionConfig::Latent(shape) => Self::Latent(Box::new(LatentAttention::load(backend, weights, shape)?)),
+        })
+    }
+
+    /// `x` `[rows, hidden]` -> `[rows, hidden]`
+    fn forward(&self, x: &B::Tensor, slices: &[Slice], rotation: &Rotation<B::Tensor>, kv: &mut B::Kv) -> Result<B::Tensor, EngineError> {
+        match self {
+            Self::Heads(attention) => attention.forward(x, slices, rotation, kv),
+            Self::Latent(attention) => attention.forward(x, slices, rotation, kv),
+        }
+    }
+}
+
+impl<B: Backend> FeedForward<B> {
+    fn load(backend: &Arc<B>, weights: &Weights<'_>, config: &TextConfig, layer: usize) -> Result<Self, EngineError> {
+        Ok(match config.experts_of(layer) {
+            None => Self::Dense(SwiGlu::load(backend, weights, config.hidden_size, config.intermediate_size, config.mlp_bias)?),
+            Some(shape) => Self::Experts(Box::new(Moe::load(backend, weights, shape)?)),
+        })
     }
 }

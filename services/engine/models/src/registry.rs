@@ -8,7 +8,7 @@ use domain::ModelCard;
 use layers::{Backend, EngineError, LanguageModel};
 
 use crate::{
-    generation,
+    deepseek, deepseek_v2, generation,
     janus::{Janus, JanusConfig, Layout},
     llama::Llama,
     text_config::{Fields, TextConfig},
@@ -27,6 +27,8 @@ pub struct LoadOptions {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Family {
     Llama,
+    Deepseek,
+    DeepseekV2,
     Janus(Layout),
 }
 
@@ -49,16 +51,20 @@ pub fn load_language_on<B: Backend>(
         return Err(EngineError::Compute(format!("a KV cache of {kv_blocks} blocks cannot be made")));
     }
     let card = card(checkpoint)?;
-    Ok(match Family::of(checkpoint)? {
-        Family::Llama => Box::new(Llama::load(backend, checkpoint, card, kv_blocks)?),
+    let family = Family::of(checkpoint)?;
+    Ok(match family {
+        Family::Llama | Family::Deepseek | Family::DeepseekV2 => {
+            Box::new(Llama::load(backend, checkpoint, family.text(checkpoint)?, card, kv_blocks)?)
+        }
         Family::Janus(layout) => Box::new(Janus::load(backend, checkpoint, layout, card, kv_blocks)?),
     })
 }
 
 /// What a checkpoint is and can do, without loading weights.
 pub fn card(checkpoint: &Checkpoint) -> Result<ModelCard, EngineError> {
-    let (text, grid, image_tokens) = match Family::of(checkpoint)? {
-        Family::Llama => (TextConfig::read(checkpoint, "")?, None, None),
+    let family = Family::of(checkpoint)?;
+    let (text, grid, image_tokens) = match family {
+        Family::Llama | Family::Deepseek | Family::DeepseekV2 => (family.text(checkpoint)?, None, None),
         Family::Janus(layout) => {
             let config = JanusConfig::read(checkpoint, layout)?;
             (config.text, Some(config.grid), Some(config.image_tokens))
@@ -79,11 +85,7 @@ pub fn card(checkpoint: &Checkpoint) -> Result<ModelCard, EngineError> {
 
 /// Bytes that one block of the KV cache takes, without loading weights.
 pub fn kv_block_bytes(checkpoint: &Checkpoint) -> Result<usize, EngineError> {
-    let text = match Family::of(checkpoint)? {
-        Family::Llama => TextConfig::read(checkpoint, "")?,
-        Family::Janus(layout) => JanusConfig::read(checkpoint, layout)?.text,
-    };
-    Ok(text.kv_block_bytes())
+    Ok(Family::of(checkpoint)?.text(checkpoint)?.kv_block_bytes())
 }
 
 impl Family {
@@ -91,13 +93,26 @@ impl Family {
         let has = |field| checkpoint.config().get(field).is_some();
         match checkpoint.model_type() {
             "llama" => Ok(Self::Llama),
+            // An early revision of V2-Chat has the name of the first family (spec: language.md 2.8).
+            "deepseek" if !deepseek_v2::has_ranks(checkpoint) => Ok(Self::Deepseek),
+            "deepseek" | "deepseek_v2" => Ok(Self::DeepseekV2),
             "janus" => Ok(Self::Janus(Layout::Port)),
             // DeepSeek-VL, Janus and JanusFlow were published under one name; Janus is the one with a VQ tokenizer (spec: vision.md 1).
             "multi_modality" if has("gen_vision_config") => Ok(Self::Janus(Layout::Original)),
             other => {
-                let known = "llama, janus, multi_modality with gen_vision_config";
+                let known = "llama, deepseek, deepseek_v2, janus, multi_modality with gen_vision_config";
                 Err(Fields { checkpoint, path: "" }.refuse("model_type", format!("{other:?} is not supported (supported: {known})")))
             }
+        }
+    }
+
+    /// The configuration of the decoder.
+    fn text(self, checkpoint: &Checkpoint) -> Result<TextConfig, EngineError> {
+        match self {
+            Self::Llama => TextConfig::read(checkpoint, ""),
+            Self::Deepseek => deepseek::read(checkpoint),
+            Self::DeepseekV2 => deepseek_v2::read(checkpoint),
+            Self::Janus(layout) => Ok(JanusConfig::read(checkpoint, layout)?.text),
         }
     }
 }

@@ -10,7 +10,7 @@ use support::{
     Recorder, Sequence, WHOLE, advance, argmax, assert_close, decode, fixture, generate, golden::Golden, load, load_with, prefill, tokens,
 };
 
-const FIXTURES: [&str; 3] = ["llama", "llama_gqa", "janus"];
+const FIXTURES: [&str; 6] = ["llama", "llama_gqa", "moe_v1", "v2_lite", "v2_full", "janus"];
 
 fn prompt(fixture_name: &str, prompt: &str) -> Vec<u32> {
     Golden::open(&fixture(fixture_name)).ids(&format!("{prompt}.input_ids"))
@@ -77,22 +77,27 @@ fn company_changes_nothing() {
 
 #[test]
 fn a_prefix_of_another_sequence_serves_as_well_as_ones_own() {
-    let mut model = load(&fixture("llama"));
-    let ids = prompt("llama", "p1"); // 31 tokens: one whole block
-    let expected = alone(model.as_mut(), &ids);
-    let mut first = Sequence::new(tokens(&ids[..16]), vec![9], Head::Text);
-    prefill(model.as_mut(), &mut first, WHOLE, &mut NoObserver);
-    let mut second = Sequence::new(tokens(&ids), vec![9, 3, 4], Head::Text);
-    second.done = 16;
-    assert!(generate(model.as_mut(), &mut second, WHOLE, 8) == expected);
+    // Prompts of more than one whole block.
+    for (name, prompt_name) in [("llama", "p1"), ("moe_v1", "p1"), ("v2_lite", "p1"), ("v2_full", "p0")] {
+        let mut model = load(&fixture(name));
+        let ids = prompt(name, prompt_name);
+        let expected = alone(model.as_mut(), &ids);
+        let mut first = Sequence::new(tokens(&ids[..16]), vec![9], Head::Text);
+        prefill(model.as_mut(), &mut first, WHOLE, &mut NoObserver);
+        let mut second = Sequence::new(tokens(&ids), vec![9, 3, 4, 61], Head::Text);
+        second.done = 16;
+        assert!(generate(model.as_mut(), &mut second, WHOLE, 8) == expected, "{name}");
+    }
 }
 
 #[test]
 fn being_observed_changes_nothing() {
-    let mut model = load(&fixture("janus"));
-    let ids = prompt("janus", "p0");
-    let unseen = prefill(model.as_mut(), &mut Sequence::tokens(&ids), WHOLE, &mut NoObserver);
-    assert!(prefill(model.as_mut(), &mut Sequence::tokens(&ids), WHOLE, &mut Recorder::default()) == unseen);
+    for name in FIXTURES {
+        let mut model = load(&fixture(name));
+        let ids = prompt(name, "p0");
+        let unseen = prefill(model.as_mut(), &mut Sequence::tokens(&ids), WHOLE, &mut NoObserver);
+        assert!(prefill(model.as_mut(), &mut Sequence::tokens(&ids), WHOLE, &mut Recorder::default()) == unseen, "{name}");
+    }
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! llama and Janus against the reference outputs of the fixtures, at the tolerances of their README.
+//! llama, the families with experts, and Janus against the reference outputs of the fixtures, at the tolerances of their README.
 
 #![allow(clippy::unwrap_used)]
 
@@ -7,17 +7,25 @@ mod support;
 use std::{path::Path, sync::Arc};
 
 use layers::{BlockId, Head, LanguageModel, RowInput};
-use support::{Recorder, Sequence, WHOLE, advance, argmax, assert_close, fixture, generate, golden::Golden, load, prefill, tokens, writer};
+use support::{
+    Recorder, Sequence, WHOLE, advance, argmax, assert_close, fixture, generate_seen, golden::Golden, load, prefill, tokens, writer,
+};
 
 struct Tolerance {
     hidden: f32,
     prefill: f32,
     decode: f32,
+    router_logits: f32,
+    router_weights: f32,
 }
 
-const LLAMA: Tolerance = Tolerance { hidden: 1e-4, prefill: 2e-4, decode: 1e-4 };
-const LLAMA_GQA: Tolerance = Tolerance { hidden: 5e-5, prefill: 1e-4, decode: 5e-5 };
-const JANUS: Tolerance = Tolerance { hidden: 1e-4, prefill: 1e-4, decode: 1e-4 };
+const NO_EXPERTS: Tolerance = Tolerance { hidden: 0.0, prefill: 0.0, decode: 0.0, router_logits: 0.0, router_weights: 0.0 };
+const LLAMA: Tolerance = Tolerance { hidden: 1e-4, prefill: 2e-4, decode: 1e-4, ..NO_EXPERTS };
+const LLAMA_GQA: Tolerance = Tolerance { hidden: 5e-5, prefill: 1e-4, decode: 5e-5, ..NO_EXPERTS };
+const JANUS: Tolerance = Tolerance { hidden: 1e-4, prefill: 1e-4, decode: 1e-4, ..NO_EXPERTS };
+const MOE_V1: Tolerance = Tolerance { hidden: 1e-4, prefill: 1e-4, decode: 1e-4, router_logits: 5e-5, router_weights: 5e-5 };
+const V2_LITE: Tolerance = Tolerance { hidden: 1e-4, prefill: 1e-4, decode: 1e-4, router_logits: 1e-4, router_weights: 5e-5 };
+const V2_FULL: Tolerance = Tolerance { hidden: 5e-4, prefill: 5e-4, decode: 2e-4, router_logits: 1e-4, router_weights: 5e-4 };
 
 /// In one piece, in pieces of no power of two, and token by token.
 const CHUNKS: [usize; 3] = [WHOLE, 7, 1];
@@ -33,6 +41,27 @@ fn llama_with_all_heads() {
 fn llama_with_grouped_heads_and_bf16_weights() {
     for prompt in ["p0", "p1"] {
         check_text(&fixture("llama_gqa"), prompt, &LLAMA_GQA);
+    }
+}
+
+#[test]
+fn experts() {
+    for prompt in ["p0", "p1"] {
+        check_text(&fixture("moe_v1"), prompt, &MOE_V1);
+    }
+}
+
+#[test]
+fn latent_attention() {
+    for prompt in ["p0", "p1"] {
+        check_text(&fixture("v2_lite"), prompt, &V2_LITE);
+    }
+}
+
+#[test]
+fn latent_attention_with_low_rank_queries_and_groups_of_experts() {
+    for prompt in ["p0", "p1"] {
+        check_text(&fixture("v2_full"), prompt, &V2_FULL);
     }
 }
 
@@ -77,10 +106,28 @@ fn check_text_of(dir: &Path, golden_dir: &Path, prompt: &str, tolerance: &Tolera
         assert_close("prefill_logits", &recorder.tensors["logits"], &expected, tolerance.prefill);
         assert_eq!(last, expected_rows_end(&recorder.tensors["logits"], last.len()), "the last row is what the step returns");
 
-        let mut sequence = Sequence::new(inputs.clone(), scattered(1), Head::Text);
-        let (ids, logits) = generate(model.as_mut(), &mut sequence, chunk, expected_ids.len() - 1);
+        check_routing(&golden, &format!("{prompt}.router."), &recorder, tolerance);
+
+        let (mut sequence, mut recorder) = (Sequence::new(inputs.clone(), scattered(1), Head::Text), Recorder::default());
+        let (ids, logits) = generate_seen(model.as_mut(), &mut sequence, chunk, expected_ids.len() - 1, &mut recorder);
         assert_eq!(ids, expected_ids);
         assert_close("decode_logits", &logits, &golden.values(&format!("{prompt}.decode_logits")), tolerance.decode);
+        check_routing(&golden, &format!("{prompt}.decode.router."), &recorder, tolerance);
+    }
+}
+
+/// What the gates saw and chose; nothing where the golden files have no such tensors.
+fn check_routing(golden: &Golden, prefix: &str, recorder: &Recorder, tolerance: &Tolerance) {
+    let names = golden.names(prefix);
+    let seen = recorder.tensors.keys().filter(|name| name.starts_with("router."));
+    assert_eq!(seen.count(), names.len(), "{prefix}* seen and expected");
+    for name in names {
+        let (key, actual) = (format!("{prefix}{name}"), &recorder.tensors[&format!("router.{name}")]);
+        match name.rsplit_once('.').unwrap().1 {
+            "logits" => assert_close(&key, actual, &golden.values(&key), tolerance.router_logits),
+            "topk_weights" => assert_close(&key, actual, &golden.values(&key), tolerance.router_weights),
+            _ => assert_eq!(actual.iter().map(|&id| id as u32).collect::<Vec<_>>(), golden.ids(&key), "{key}"),
+        }
     }
 }
 

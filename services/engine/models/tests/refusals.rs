@@ -18,8 +18,8 @@ const OPTIONS: LoadOptions = LoadOptions { kv_blocks: KV_BLOCKS, threads: 1 };
 /// A copy of a fixture with another config.json.
 fn changed(name: &str, change: impl FnOnce(&mut Value)) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    for file in ["config.json", "generation_config.json", "model.safetensors"] {
-        fs::copy(fixture(name).join(file), dir.path().join(file)).unwrap();
+    for file in fs::read_dir(fixture(name)).unwrap().map(|entry| entry.unwrap().path()) {
+        fs::copy(&file, dir.path().join(file.file_name().unwrap())).unwrap();
     }
     let path = dir.path().join("config.json");
     let mut config = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
@@ -69,6 +69,98 @@ fn contradictory_configurations_are_refused_by_field() {
 }
 
 #[test]
+fn contradictory_experts_are_refused_by_field() {
+    check_refusals(
+        "moe_v1",
+        &[
+            ("num_experts_per_tok", json!(17), "num_experts_per_tok"),
+            ("num_experts_per_tok", json!(0), "num_experts_per_tok"),
+            ("num_experts_per_tok", Value::Null, "num_experts_per_tok"),
+            ("n_routed_experts", json!(0), "n_routed_experts"),
+            ("n_routed_experts", json!(5), "num_experts_per_tok"),
+            ("n_routed_experts", json!(1u64 << 40), "n_routed_experts"),
+            ("n_routed_experts", json!("many"), "n_routed_experts"),
+            ("n_shared_experts", json!(-1), "n_shared_experts"),
+            ("n_shared_experts", json!(1u64 << 60), "n_shared_experts"),
+            ("moe_intermediate_size", json!(0), "moe_intermediate_size"),
+            ("moe_intermediate_size", Value::Null, "moe_intermediate_size"),
+            ("moe_layer_freq", json!(0), "moe_layer_freq"),
+            ("first_k_dense_replace", json!(-1), "first_k_dense_replace"),
+            ("scoring_func", json!("sigmoid"), "scoring_func"),
+            ("topk_method", json!("noaux_tc"), "topk_method"),
+            ("topk_method", json!("group_limited_greedy"), "n_group"),
+            ("norm_topk_prob", json!("yes"), "norm_topk_prob"),
+            ("routed_scaling_factor", json!(0.0), "routed_scaling_factor"),
+            ("routed_scaling_factor", json!("NaN"), "routed_scaling_factor"),
+            ("num_hidden_layers", Value::Null, "num_hidden_layers"),
+            ("hidden_size", Value::Null, "hidden_size"),
+            ("num_key_value_heads", json!(3), "num_key_value_heads"),
+            ("rope_scaling", json!({"type": "yarn", "factor": 40.0}), "rope_scaling.type"),
+        ],
+    );
+}
+
+#[test]
+fn contradictory_groups_and_ranks_are_refused_by_field() {
+    let yarn = |field: &str, value: Value| {
+        let mut scaling = json!({"type": "yarn", "factor": 4, "original_max_position_embeddings": 64});
+        scaling[field] = value;
+        scaling
+    };
+    check_refusals(
+        "v2_full",
+        &[
+            ("n_group", json!(5), "n_group"),
+            ("n_group", json!(0), "n_group"),
+            ("n_group", json!(32), "n_group"),
+            ("n_group", Value::Null, "n_group"),
+            ("topk_group", json!(5), "topk_group"),
+            ("topk_group", json!(0), "topk_group"),
+            ("topk_group", Value::Null, "topk_group"),
+            ("num_experts_per_tok", json!(9), "num_experts_per_tok"),
+            ("num_attention_heads", json!(0), "num_attention_heads"),
+            ("num_attention_heads", json!(1 << 19), "num_key_value_heads"),
+            ("num_key_value_heads", json!(2), "num_key_value_heads"),
+            ("q_lora_rank", json!(0), "q_lora_rank"),
+            ("q_lora_rank", json!(4.5), "q_lora_rank"),
+            ("kv_lora_rank", json!(0), "kv_lora_rank"),
+            ("kv_lora_rank", Value::Null, "kv_lora_rank"),
+            ("kv_lora_rank", json!(1 << 19), "num_attention_heads"),
+            ("qk_nope_head_dim", Value::Null, "qk_nope_head_dim"),
+            ("qk_rope_head_dim", json!(7), "qk_rope_head_dim"),
+            ("qk_rope_head_dim", Value::Null, "qk_rope_head_dim"),
+            ("v_head_dim", json!(0), "v_head_dim"),
+            ("v_head_dim", json!("wide"), "v_head_dim"),
+            ("rope_theta", json!(1.0), "rope_theta"),
+            ("hidden_act", json!("gelu"), "hidden_act"),
+            ("rope_scaling", json!({"type": "dynamic", "factor": 4}), "rope_scaling.type"),
+            ("rope_scaling", json!({"type": "linear"}), "rope_scaling.factor"),
+            ("rope_scaling", yarn("factor", Value::Null), "rope_scaling.factor"),
+            ("rope_scaling", yarn("factor", json!(-4)), "rope_scaling.factor"),
+            ("rope_scaling", yarn("factor", json!("NaN")), "rope_scaling.factor"),
+            ("rope_scaling", yarn("original_max_position_embeddings", Value::Null), "rope_scaling.original_max_position_embeddings"),
+            ("rope_scaling", yarn("beta_fast", json!(0.5)), "rope_scaling.beta_fast"),
+            ("rope_scaling", yarn("beta_slow", json!(0)), "rope_scaling.beta_slow"),
+            ("rope_scaling", yarn("mscale", json!(-1)), "rope_scaling.mscale"),
+            ("rope_scaling", yarn("mscale_all_dim", json!(-1)), "rope_scaling.mscale_all_dim"),
+        ],
+    );
+    // Null means a plain q_proj, so leaving it out must mean nothing.
+    for name in ["v2_full", "v2_lite"] {
+        let dir = changed(name, |config| drop(config.as_object_mut().unwrap().remove("q_lora_rank")));
+        let message = refusal(dir.path());
+        assert!(message.contains("config.json: field q_lora_rank: missing"), "{message}");
+    }
+}
+
+fn check_refusals(name: &str, rows: &[(&str, Value, &str)]) {
+    for (field, value, named) in rows {
+        let message = refusal(changed(name, |config| config[*field] = value.clone()).path());
+        assert!(message.contains(&format!("config.json: field {named}: ")), "{name}: {field} = {value}: {message}");
+    }
+}
+
+#[test]
 fn fields_of_the_parts_are_named_with_their_path() {
     for (part, field, value) in [
         ("text_config", "num_attention_heads", json!(7)),
@@ -99,6 +191,65 @@ fn tensors_that_do_not_fit_the_configuration_are_named() {
     }
     let message = refusal(changed("janus", |config| config["vq_config"]["num_embeddings"] = json!(97)).path());
     assert!(message.contains("model.generation_embeddings.weight"), "{message}");
+    for (name, field, value, tensor) in [
+        ("moe_v1", "n_routed_experts", json!(17), "model.layers.1.mlp.gate.weight"),
+        ("moe_v1", "moe_intermediate_size", json!(21), "model.layers.1.mlp.experts.0.gate_proj.weight"),
+        ("moe_v1", "n_shared_experts", json!(3), "model.layers.1.mlp.shared_experts.gate_proj.weight"),
+        ("moe_v1", "first_k_dense_replace", json!(0), "model.layers.0.mlp.gate.weight"),
+        ("moe_v1", "moe_layer_freq", json!(2), "model.layers.1.mlp.gate_proj.weight"),
+        ("v2_lite", "q_lora_rank", json!(8), "model.layers.0.self_attn.q_a_proj.weight"),
+        ("v2_full", "q_lora_rank", Value::Null, "model.layers.0.self_attn.q_proj.weight"),
+        ("v2_full", "q_lora_rank", json!(41), "model.layers.0.self_attn.q_a_proj.weight"),
+        ("v2_full", "kv_lora_rank", json!(31), "model.layers.0.self_attn.kv_a_proj_with_mqa.weight"),
+        ("v2_full", "qk_nope_head_dim", json!(8), "model.layers.0.self_attn.q_b_proj.weight"),
+        ("v2_full", "v_head_dim", json!(8), "model.layers.0.self_attn.kv_b_proj.weight"),
+    ] {
+        let message = refusal(changed(name, |config| config[field] = value.clone()).path());
+        assert!(message.contains(tensor), "{name}: {field} = {value}: {message}");
+    }
+}
+
+/// A header in which one tensor has its two sizes swapped.
+#[test]
+fn every_expert_is_looked_at() {
+    for (name, tensor) in
+        [("moe_v1", "model.layers.2.mlp.experts.15.down_proj.weight"), ("v2_lite", "model.layers.1.mlp.experts.7.up_proj.weight")]
+    {
+        let dir = changed(name, |_| ());
+        let path = dir.path().join("model.safetensors");
+        let file = fs::read(&path).unwrap();
+        let length = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+        let mut header: Value = serde_json::from_slice(&file[8..8 + length]).unwrap();
+        header[tensor]["shape"].as_array_mut().unwrap().reverse();
+        let header = serde_json::to_vec(&header).unwrap();
+        fs::write(&path, [&(header.len() as u64).to_le_bytes(), &header[..], &file[8 + length..]].concat()).unwrap();
+        let message = refusal(dir.path());
+        assert!(message.contains(tensor) && message.contains("wrong shape"), "{message}");
+    }
+}
+
+#[test]
+fn a_model_with_ranks_is_of_the_second_family_whatever_its_name() {
+    for name in ["v2_lite", "v2_full"] {
+        let golden = support::golden::Golden::open(&fixture(name));
+        let dir = changed(name, |config| {
+            config["model_type"] = json!("deepseek");
+            config["architectures"] = json!(["DeepseekForCausalLM"]);
+        });
+        let mut model = support::load(dir.path());
+        let ids = golden.ids("p1.generated_ids");
+        let mut sequence = support::Sequence::tokens(&golden.ids("p1.input_ids"));
+        assert_eq!(support::generate(model.as_mut(), &mut sequence, 7, ids.len() - 1).0, ids);
+    }
+}
+
+#[test]
+fn the_compressed_cache_holds_one_narrow_row_per_position() {
+    for (name, values) in [("v2_lite", 32 + 16), ("v2_full", 32 + 8), ("moe_v1", 2 * 64)] {
+        let expected = layers::BLOCK_TOKENS * values * size_of::<f32>() * 3; // layers
+        assert_eq!(support::load(&fixture(name)).kv_block_bytes(), expected, "{name}");
+        assert_eq!(models::kv_block_bytes(&Checkpoint::open(&fixture(name)).unwrap()).unwrap(), expected, "{name}");
+    }
 }
 
 #[test]

@@ -1,9 +1,10 @@
-use layers::BLOCK_TOKENS;
+/// Fewest rows per step that an engine works with: a guidance pair that decodes and one that prefills.
+pub const MIN_BATCH_TOKENS: usize = 4;
 
 /// Bounds of an engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EngineConfig {
-    /// Most rows per step: decode rows and prefill chunks together. At least [`BLOCK_TOKENS`].
+    /// Most rows per step: decode rows and prefill chunks together. At least [`MIN_BATCH_TOKENS`].
     pub max_batch_tokens: usize,
     /// Most sequences that hold blocks at a time; a guidance pair counts as two. A job alone always runs.
     pub max_sequences: usize,
@@ -22,7 +23,7 @@ impl Default for EngineConfig {
 impl EngineConfig {
     /// The same with every bound at least at its minimum.
     pub(crate) fn bounded(self) -> Self {
-        Self { max_batch_tokens: self.max_batch_tokens.max(BLOCK_TOKENS), max_sequences: self.max_sequences.max(1), ..self }
+        Self { max_batch_tokens: self.max_batch_tokens.max(MIN_BATCH_TOKENS), max_sequences: self.max_sequences.max(1), ..self }
     }
 }
 

@@ -22,7 +22,7 @@ mod stream;
 mod task;
 mod worker;
 
-pub use config::{EngineConfig, EngineStats};
+pub use config::{EngineConfig, EngineStats, MIN_BATCH_TOKENS};
 pub use engine::Engine;
 pub use error::{JobError, SubmitError};
 pub use stream::{BUFFERED_EVENTS, JobStream};

@@ -38,7 +38,7 @@ fn jobs() -> impl Strategy<Value = Vec<Job>> {
 }
 
 fn configs() -> impl Strategy<Value = EngineConfig> {
-    (16..200usize, 1..12usize, any::<bool>()).prop_map(|(max_batch_tokens, max_sequences, prefix_cache)| EngineConfig {
+    (4..200usize, 1..12usize, any::<bool>()).prop_map(|(max_batch_tokens, max_sequences, prefix_cache)| EngineConfig {
         max_batch_tokens,
         max_sequences,
         queue_limit: 64,
@@ -91,7 +91,7 @@ fn a_job_whose_outputs_were_all_emitted_just_ends() {
 #[test]
 fn chunks_of_any_size_give_the_same() {
     let job = plain(1, 300, 20);
-    for max_batch_tokens in [16, 17, 31, 32, 100, 299, 300, 512] {
+    for max_batch_tokens in [4, 7, 16, 17, 31, 32, 100, 299, 300, 512] {
         let (engine, watch) = start(64, EngineConfig { max_batch_tokens, ..EngineConfig::default() });
         assert_eq!(run(&engine, job.clone()).ids, expected(&job));
         assert_eq!(watch.steps().len(), 300usize.div_ceil(max_batch_tokens) + 19);

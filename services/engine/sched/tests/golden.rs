@@ -93,7 +93,8 @@ fn check(fixture: &str, cases: &[(Job, Vec<u32>)]) {
     let mix: Vec<_> = cases.iter().cycle().take(16).cloned().collect();
     let expected: Vec<_> = mix.iter().map(|(_, ids)| ids.clone()).collect();
     let jobs = || mix.iter().map(|(job, _)| job.clone());
-    for (kv_blocks, max_batch_tokens, prefix_cache) in [(256, 512, false), (256, 33, true), (11, 64, true), (11, 64, false)] {
+    for (kv_blocks, max_batch_tokens, prefix_cache) in [(256, 512, false), (256, 33, true), (256, 7, true), (11, 64, true), (11, 64, false)]
+    {
         let busy = engine(fixture, kv_blocks, EngineConfig { max_batch_tokens, prefix_cache, ..EngineConfig::default() });
         assert_eq!(outputs(&busy, jobs()), expected, "{kv_blocks} blocks, {max_batch_tokens} rows per step, prefix cache {prefix_cache}");
         assert_eq!(outputs(&busy, jobs()), expected, "the second time");
@@ -111,6 +112,21 @@ fn llama() {
 #[test]
 fn llama_gqa() {
     check("llama_gqa", &texts("llama_gqa", 2));
+}
+
+#[test]
+fn moe_v1() {
+    check("moe_v1", &texts("moe_v1", 2));
+}
+
+#[test]
+fn v2_lite() {
+    check("v2_lite", &texts("v2_lite", 2));
+}
+
+#[test]
+fn v2_full() {
+    check("v2_full", &texts("v2_full", 2));
 }
 
 #[test]

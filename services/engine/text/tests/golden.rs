@@ -130,7 +130,7 @@ fn fill_in_the_middle_texts_encode_as_the_reference_does() {
 
 #[test]
 fn prompts_of_the_language_models_begin_with_bos() {
-    for name in ["llama", "llama_gqa"] {
+    for name in ["llama", "llama_gqa", "moe_v1", "v2_lite", "v2_full"] {
         let checkpoint = Checkpoint::open(&fixture(name)).unwrap();
         let codec = TextCodec::load(&checkpoint).unwrap();
         for prompt in golden(checkpoint.dir())["prompts"].as_array().unwrap() {

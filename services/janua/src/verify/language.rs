@@ -1,10 +1,11 @@
 use domain::{Job, Mode, OutputKind, Prompt, Sampling};
-use layers::{Head, NoObserver, RowInput};
+use layers::{Head, RowInput};
 use serde_json::Value;
 
 use super::golden::{Golden, Tensor, Values, ids};
 use super::model::{Parts, is_remark};
 use super::report::Report;
+use super::routing::{self, Margins};
 use super::runner::{Seen, rows};
 use crate::Failure;
 
@@ -35,6 +36,15 @@ pub async fn compare(parts: &mut Parts, golden: &Golden, i: usize, entry: &Value
             "logits_std" => report.near(&quantity, computed.logits_std, number(value), computed.tolerance),
             // The gap is a difference of two logits.
             "top2_logit_margin" => report.near(&quantity, computed.margin, number(value), 2.0 * computed.tolerance),
+            "topk_logit_margin" if value.is_number() => {
+                report.near(&quantity, computed.routing.topk_logit, number(value), 2.0 * parts.tolerances.get("router.logits"))
+            }
+            "group_logit_margin" if value.is_number() => {
+                report.near(&quantity, computed.routing.group_logit, number(value), 2.0 * parts.tolerances.get("router.logits"))
+            }
+            "topk_prob_margin" if value.is_number() => {
+                report.near(&quantity, computed.routing.topk_prob, number(value), 2.0 * probability_tolerance(parts))
+            }
             "image_features_std" => {
                 let values: Vec<f32> = pictures.iter().flat_map(|picture| picture.values.iter().copied()).collect();
                 report.near(&quantity, deviation(&values), number(value), parts.tolerances.get("image_features"));
@@ -54,6 +64,7 @@ struct Computed {
     /// Smallest gap between the two largest logits over all greedy steps.
     margin: f64,
     tolerance: f64,
+    routing: Margins,
 }
 
 /// Runs the model step by step and compares every tensor that the golden files have for this prompt.
@@ -70,10 +81,10 @@ fn compute(
     let mut seen = Seen::default();
     let last = parts.runner.prefill(&mut sequence, &rows, Head::Text, &mut seen).map_err(Failure::software)?;
     let mut margin = gap(&last);
-    let mut decode_logits = Vec::new();
+    let (mut decode_logits, mut decoded) = (Vec::new(), Seen::default());
     let feed = generated.split_last().map_or(&[][..], |(_, before)| before);
     for &id in feed {
-        let step = parts.runner.step(&mut [(&mut sequence, &[RowInput::Token(id)])], Head::Text, &mut NoObserver);
+        let step = parts.runner.step(&mut [(&mut sequence, &[RowInput::Token(id)])], Head::Text, &mut decoded);
         let logits = step.map_err(Failure::software)?.pop().unwrap_or_default();
         margin = margin.min(gap(&logits));
         decode_logits.extend(logits);
@@ -82,17 +93,32 @@ fn compute(
 
     let mut close = |key: &str, found: &[f32]| {
         let key = format!("{prefix}{key}");
-        if let Some(reference) = golden.tensor(&key) {
-            report.close(&key, found, reference, parts.tolerances.get(&key));
+        match golden.tensor(&key) {
+            // A model shows ids as the numbers they are.
+            Some(Tensor { values: Values::Ids(expected), .. }) => {
+                report.same(&key, &found.iter().map(|&id| id as u32).collect::<Vec<_>>(), expected);
+            }
+            Some(reference) => report.close(&key, found, reference, parts.tolerances.get(&key)),
+            None => {}
         }
     };
+    let routing = routing::margins(parts.checkpoint.config(), &[&seen, &decoded]);
     close("decode_logits", &decode_logits);
     let prefill_logits = seen.tensors.remove("logits").unwrap_or_default();
     close("prefill_logits", &prefill_logits);
     for (name, values) in &seen.tensors {
         close(name, values);
     }
-    Ok(Computed { logits_std: deviation(&prefill_logits), margin, tolerance: parts.tolerances.get("prefill_logits") })
+    for (name, values) in decoded.tensors.iter().filter(|(name, _)| name.starts_with("router.")) {
+        close(&format!("decode.{name}"), values);
+    }
+    Ok(Computed { logits_std: deviation(&prefill_logits), margin, tolerance: parts.tolerances.get("prefill_logits"), routing })
+}
+
+/// How far the score of an expert may be away: a mixing weight is such a score times the model's factor.
+fn probability_tolerance(parts: &Parts) -> f64 {
+    let factor = parts.checkpoint.config().get("routed_scaling_factor").and_then(Value::as_f64).unwrap_or(1.0);
+    parts.tolerances.get("router.topk_weights") / factor.max(1.0)
 }
 
 /// The greedy continuation, through scheduler and sampler.

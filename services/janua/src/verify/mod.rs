@@ -7,7 +7,7 @@
 //! | `report.rs` | the table |
 //! | `runner.rs` | a model driven step by step, in chunks, on a scattered KV cache |
 //! | `model.rs` | what a model folder is made of, and which of its golden keys are notes |
-//! | `language.rs`, `vision.rs`, `drawing.rs` | the quantities of model folders |
+//! | `language.rs`, `routing.rs`, `vision.rs`, `drawing.rs` | the quantities of model folders |
 //! | `tokenizer.rs`, `preprocess.rs` | the other kinds of folder |
 //! | `wires.rs` | the same prompts through running services |
 
@@ -17,6 +17,7 @@ mod language;
 mod model;
 mod preprocess;
 mod report;
+mod routing;
 mod runner;
 mod tokenizer;
 mod tolerance;

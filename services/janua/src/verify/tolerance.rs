@@ -38,6 +38,8 @@ fn group(key: &str) -> &'static str {
         Some((prompt, rest)) if is_prompt(prompt) => rest,
         _ => key,
     };
+    // What is seen while decoding is judged as while prefilling.
+    let name = name.strip_prefix("decode.").unwrap_or(name);
     let drawing = name.starts_with("t2i");
     match name {
         _ if drawing && name.ends_with("_logits") => "t2i logits",
@@ -45,6 +47,8 @@ fn group(key: &str) -> &'static str {
         _ if name.starts_with("hidden.") => "hidden",
         _ if name.starts_with("vision.") => "vision",
         _ if name.starts_with("vq.") => "vq",
+        _ if name.starts_with("router.") && name.ends_with("weights") => "router weights",
+        _ if name.starts_with("router.") => "router logits",
         "image_features" => "image_features",
         "prefill_logits" => "prefill_logits",
         "decode_logits" => "decode_logits",
@@ -106,6 +110,7 @@ mod tests {
         let golden = json!({"float32_vs_float64": {
             "hidden.embed": {"max_abs": 0.0}, "hidden.layer0": {"max_abs": 2.7e-6}, "t2i0.cfg_logits": {"max_abs": 1.7e-5},
             "t2i0.cond_logits": {"max_abs": 2e-6}, "t2i0.pixels": {"max_abs": 2.8e-6},
+            "router.layer1.logits": {"max_abs": 1e-6}, "decode.router.layer2.logits": {"max_abs": 3.9e-6}, "router.layer1.topk_weights": {"max_abs": 1e-5},
         }});
         let tolerances = Tolerances::of(&golden);
         for (key, expected) in [
@@ -115,6 +120,8 @@ mod tests {
             ("t2i0.first_hidden", 1e-4),
             ("vq.pixels", 5e-5),
             ("p0.pixel_values", 5e-5),
+            ("p1.router.layer2.logits", 1e-4),
+            ("p1.decode.router.layer1.topk_weights", 5e-4),
         ] {
             assert!((tolerances.get(key) - expected).abs() < 1e-9, "{key}: {}", tolerances.get(key));
         }

@@ -8,9 +8,12 @@ use testkit::fixture;
 
 use crate::child::janua;
 
-const FIXTURES: [&str; 10] = [
+const FIXTURES: [&str; 13] = [
     "llama",
     "llama_gqa",
+    "moe_v1",
+    "v2_lite",
+    "v2_full",
     "janus",
     "preprocess",
     "tokenizers/llm",
@@ -32,7 +35,14 @@ async fn every_fixture_passes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_wire_gives_the_same() {
-    for (name, wire) in [("janus", "in-process"), ("janus", "nats"), ("llama", "direct")] {
+    for (name, wire) in [
+        ("janus", "in-process"),
+        ("janus", "nats"),
+        ("llama", "direct"),
+        ("moe_v1", "in-process"),
+        ("v2_lite", "nats"),
+        ("v2_full", "direct"),
+    ] {
         let report = janua(&["verify", fixture(name).to_str().unwrap(), "--wire", wire, "--json"]).await.ok().json().remove(0);
         let rows = report["rows"].as_array().unwrap();
         let over_wire = rows.iter().filter(|row| row["quantity"].as_str().unwrap().starts_with(wire)).count();

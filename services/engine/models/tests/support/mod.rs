@@ -4,8 +4,10 @@
 
 pub mod golden;
 pub mod naive;
+pub mod naive_deepseek;
 pub mod naive_pixels;
 pub mod writer;
+pub mod writer_deepseek;
 
 use std::{
     collections::BTreeMap,
@@ -99,16 +101,31 @@ pub fn prefill(model: &mut dyn LanguageModel, sequence: &mut Sequence, chunk: us
 
 /// Feeds one more input; the logits after it.
 pub fn decode(model: &mut dyn LanguageModel, sequence: &mut Sequence, input: RowInput) -> Vec<f32> {
+    decode_seen(model, sequence, input, &mut NoObserver)
+}
+
+fn decode_seen(model: &mut dyn LanguageModel, sequence: &mut Sequence, input: RowInput, observer: &mut dyn Observer) -> Vec<f32> {
     sequence.inputs.push(input);
-    advance(model, &mut [(sequence, 1)], &mut NoObserver).logits.remove(0).unwrap()
+    advance(model, &mut [(sequence, 1)], observer).logits.remove(0).unwrap()
 }
 
 /// Greedy continuation: the ids (the first from the prefill) and the logits that each id but the last led to.
 pub fn generate(model: &mut dyn LanguageModel, sequence: &mut Sequence, chunk: usize, steps: usize) -> (Vec<u32>, Vec<f32>) {
+    generate_seen(model, sequence, chunk, steps, &mut NoObserver)
+}
+
+/// As [`generate`]; the observer sees what comes after the prefill.
+pub fn generate_seen(
+    model: &mut dyn LanguageModel,
+    sequence: &mut Sequence,
+    chunk: usize,
+    steps: usize,
+    observer: &mut dyn Observer,
+) -> (Vec<u32>, Vec<f32>) {
     let mut last = prefill(model, sequence, chunk, &mut NoObserver);
     let (mut ids, mut logits) = (vec![argmax(&last)], Vec::new());
     for _ in 0..steps {
-        last = decode(model, sequence, RowInput::Token(*ids.last().unwrap()));
+        last = decode_seen(model, sequence, RowInput::Token(*ids.last().unwrap()), observer);
         ids.push(argmax(&last));
         logits.extend_from_slice(&last);
     }

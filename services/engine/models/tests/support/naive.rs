@@ -1,41 +1,57 @@
-//! A llama decoder as the equations have it: f64, one loop per sum, no cache, nothing shared with the engine.
+//! A decoder as the equations have it, keys and values of every head written out: f64, one loop per sum, no cache, nothing shared with the engine.
 
 use serde_json::Value;
 
-use super::writer::Tensors;
+use super::{writer::Tensors, writer_deepseek::is_moe};
 
 /// Logits `[tokens, vocabulary]` of a prompt.
 pub fn logits(config: &Value, tensors: &Tensors, ids: &[u32]) -> Vec<Vec<f64>> {
     let model = Model { config, tensors };
-    let mut h: Vec<Vec<f64>> = ids.iter().map(|&id| model.rows("model.embed_tokens.weight")[id as usize].clone()).collect();
+    let table = model.rows("model.embed_tokens.weight");
+    let mut h: Vec<Vec<f64>> = ids.iter().map(|&id| table[id as usize].clone()).collect();
     for i in 0..model.size("num_hidden_layers") {
         let at = |name: &str| format!("model.layers.{i}.{name}");
         let normed = model.norm(&h, &at("input_layernorm"));
-        add(&mut h, &model.attention(&normed, &at("self_attn")));
+        let latent = !config["kv_lora_rank"].is_null();
+        let attended = if latent { model.latent(&normed, &at("self_attn"), 0) } else { model.attention(&normed, &at("self_attn")) };
+        add(&mut h, &attended);
         let normed = model.norm(&h, &at("post_attention_layernorm"));
-        add(&mut h, &model.mlp(&normed, &at("mlp")));
+        let experts = is_moe(config, i);
+        add(&mut h, &if experts { model.experts(&normed, &at("mlp")) } else { model.mlp(&normed, &at("mlp")) });
     }
-    let h = model.norm(&h, "model.norm");
-    let tied = !tensors.contains_key("lm_head.weight");
-    model.linear(&h, if tied { "model.embed_tokens" } else { "lm_head" })
+    model.head(&h)
 }
 
-struct Model<'a> {
-    config: &'a Value,
-    tensors: &'a Tensors,
+/// Logits after a long prompt, for a `deepseek_v2` configuration with one layer: the last position is computed alone.
+pub fn last_logits(config: &Value, tensors: &Tensors, ids: &[u32]) -> Vec<f64> {
+    assert_eq!(config["num_hidden_layers"], 1);
+    let model = Model { config, tensors };
+    let table = model.rows("model.embed_tokens.weight");
+    let h: Vec<Vec<f64>> = ids.iter().map(|&id| table[id as usize].clone()).collect();
+    let normed = model.norm(&h, "model.layers.0.input_layernorm");
+    let mut last = vec![h[ids.len() - 1].clone()];
+    add(&mut last, &model.latent(&normed, "model.layers.0.self_attn", ids.len() - 1));
+    let normed = model.norm(&last, "model.layers.0.post_attention_layernorm");
+    add(&mut last, &model.experts(&normed, "model.layers.0.mlp"));
+    model.head(&last).remove(0)
+}
+
+pub struct Model<'a> {
+    pub config: &'a Value,
+    pub tensors: &'a Tensors,
 }
 
 impl Model<'_> {
-    fn size(&self, field: &str) -> usize {
+    pub fn size(&self, field: &str) -> usize {
         self.config[field].as_u64().unwrap() as usize
     }
 
-    fn rows(&self, name: &str) -> Vec<Vec<f64>> {
+    pub fn rows(&self, name: &str) -> Vec<Vec<f64>> {
         let (shape, values) = &self.tensors[name];
         values.chunks(shape[1]).map(<[f64]>::to_vec).collect()
     }
 
-    fn linear(&self, x: &[Vec<f64>], name: &str) -> Vec<Vec<f64>> {
+    pub fn linear(&self, x: &[Vec<f64>], name: &str) -> Vec<Vec<f64>> {
         let weight = self.rows(&format!("{name}.weight"));
         let bias = self.tensors.get(&format!("{name}.bias")).map(|(_, values)| values);
         let output = |x: &Vec<f64>| (0..weight.len()).map(|n| dot(x, &weight[n]) + bias.map_or(0.0, |bias| bias[n])).collect();
@@ -43,8 +59,11 @@ impl Model<'_> {
     }
 
     fn norm(&self, x: &[Vec<f64>], name: &str) -> Vec<Vec<f64>> {
+        self.norm_with(x, name, self.config["rms_norm_eps"].as_f64().unwrap())
+    }
+
+    pub fn norm_with(&self, x: &[Vec<f64>], name: &str, eps: f64) -> Vec<Vec<f64>> {
         let weight = &self.tensors[&format!("{name}.weight")].1;
-        let eps = self.config["rms_norm_eps"].as_f64().unwrap();
         let one = |x: &Vec<f64>| {
             let scale = 1.0 / (dot(x, x) / x.len() as f64 + eps).sqrt();
             x.iter().zip(weight).map(|(x, w)| x * scale * w).collect()
@@ -52,13 +71,20 @@ impl Model<'_> {
         x.iter().map(one).collect()
     }
 
-    fn mlp(&self, x: &[Vec<f64>], name: &str) -> Vec<Vec<f64>> {
+    pub fn mlp(&self, x: &[Vec<f64>], name: &str) -> Vec<Vec<f64>> {
         let mut inner = self.linear(x, &format!("{name}.gate_proj"));
         let up = self.linear(x, &format!("{name}.up_proj"));
         for (inner, up) in inner.iter_mut().flatten().zip(up.iter().flatten()) {
             *inner = *inner / (1.0 + (-*inner).exp()) * up;
         }
         self.linear(&inner, &format!("{name}.down_proj"))
+    }
+
+    /// Logits from the residual stream.
+    fn head(&self, h: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        let h = self.norm(h, "model.norm");
+        let tied = !self.tensors.contains_key("lm_head.weight");
+        self.linear(&h, if tied { "model.embed_tokens" } else { "lm_head" })
     }
 
     fn attention(&self, x: &[Vec<f64>], name: &str) -> Vec<Vec<f64>> {
@@ -97,7 +123,7 @@ impl Model<'_> {
     }
 }
 
-fn dot(a: &[f64], b: &[f64]) -> f64 {
+pub fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 

@@ -49,6 +49,11 @@ pub fn llama(dir: &Path, config: &Value, stored: Stored, seed: u64) -> Tensors {
         }
     }
 
+    random(dir, config, shapes, stored, seed)
+}
+
+/// Writes a checkpoint of random tensors and returns them.
+pub fn random(dir: &Path, config: &Value, shapes: Vec<(String, Vec<usize>)>, stored: Stored, seed: u64) -> Tensors {
     let mut random = Random(seed | 1);
     let tensors: Tensors = shapes
         .into_iter()

@@ -1,8 +1,13 @@
 //! Every kernel against the scalar reference over random shapes, and the promise that results do not depend on company.
 
-use cpu::{Cpu, Dtype, Isa, KvShape, KvSlice, Matrix, PagedKv, Queries, Rotation};
+mod heads;
+mod latent_attention;
+
+use cpu::{Cpu, Dtype, HeadRows, Isa, KvShape, KvSlice, Matrix, PagedKv, Pairs, Queries, Rotation};
 use half::{bf16, f16};
 use proptest::prelude::*;
+
+use crate::{heads::Heads, latent_attention::Latent};
 
 const SCALAR: Isa = Isa::Scalar;
 
@@ -145,13 +150,21 @@ proptest! {
         let angles = values(seed, rows * half);
         let cos: Vec<_> = angles.iter().map(|a| (a * 9.0).cos()).collect();
         let sin: Vec<_> = angles.iter().map(|a| (a * 9.0).sin()).collect();
-        let rotated = |isa| {
-            let mut x = values(seed ^ 1, rows * heads * half * 2);
-            cpu(isa, 1).rope(&mut x, &Rotation { cos: &cos, sin: &sin, head_dim: half * 2 });
+        let head_dim = half * 2;
+        let rotated = |isa, pairs, mut x: Vec<f32>| {
+            cpu(isa, 1).rope(&mut x, &Rotation { pairs, cos: &cos, sin: &sin, head_dim });
             x
         };
+        // Neighbours are halves under another name: what one does to the de-interleaved head, the other does in place.
+        let apart = |x: &[f32]| -> Vec<f32> {
+            x.chunks(head_dim).flat_map(|head| head.iter().step_by(2).chain(head.iter().skip(1).step_by(2))).copied().collect()
+        };
+        let x = values(seed ^ 1, rows * heads * head_dim);
+        prop_assert_eq!(apart(&rotated(SCALAR, Pairs::Neighbours, x.clone())), rotated(SCALAR, Pairs::Halves, apart(&x)));
         for isa in variants() {
-            assert_close(&rotated(isa), &rotated(SCALAR), 3e-7)?;
+            for pairs in [Pairs::Halves, Pairs::Neighbours] {
+                assert_close(&rotated(isa, pairs, x.clone()), &rotated(SCALAR, pairs, x.clone()), 3e-7)?;
+            }
         }
     }
 
@@ -312,6 +325,8 @@ fn the_number_of_threads_does_not_change_a_bit() {
     let attention = Attention { kv_heads: 3, group: 2, head_dim: 64, sequences: vec![(300, 60), (5, 90), (400, 1)], seed: 6 };
     let tables = attention.tables();
     let slices = attention.slices(&tables);
+    let latent = Latent { sequences: attention.clone(), heads: 5, rank: 100, rope: 12 };
+    let heads = Heads { rows: 60, heads: HeadRows { heads: 7, period: 90, rows: 10..80 }, k: 530, dtype: Dtype::F16, offset: 1, seed: 10 };
     for isa in variants().chain([SCALAR]) {
         let run = |threads| {
             let cpu = cpu(isa, threads);
@@ -319,7 +334,9 @@ fn the_number_of_threads_does_not_change_a_bit() {
             cpu.gelu(&mut x);
             cpu.silu_mul(&mut x, &values(8, 600_000));
             cpu.rms_norm(&mut x, &values(9, 600), 1e-6);
-            (product.run(&cpu, &product.x()), attention.run(&cpu, &slices), x)
+            let of_heads = [false, true].map(|transposed| heads.run(&cpu, &heads.x(if transposed { 70 } else { 530 }), transposed));
+            let attended = (attention.run(&cpu, &slices), latent.run(&cpu, &slices, |_| ()));
+            (product.run(&cpu, &product.x()), attended, of_heads, x)
         };
         let alone = run(1);
         for threads in 2..5 {
@@ -354,6 +371,13 @@ fn what_is_not_finite_stays_so() {
         let bytes = weights(Dtype::F32, &[1.0; 38], 0);
         cpu.matmul(&poisoned(), &Matrix::new(&bytes, Dtype::F32, 2, 19), None, &mut y);
         assert!(y.iter().all(|v| v.is_nan()), "matmul, {isa}");
+        let heads = HeadRows { heads: 1, period: 2, rows: 0..2 };
+        let mut y = vec![0.0; 2];
+        cpu.heads(&poisoned(), &Matrix::new(&bytes, Dtype::F32, 2, 19), &heads, &mut y);
+        assert!(y.iter().all(|v| v.is_nan()), "heads, {isa}");
+        let mut y = vec![0.0; 19];
+        cpu.heads_transposed(&[1.0, f32::NAN], &Matrix::new(&bytes, Dtype::F32, 2, 19), &heads, &mut y);
+        assert!(y.iter().all(|v| v.is_nan()), "heads_transposed, {isa}");
     }
 }
 
