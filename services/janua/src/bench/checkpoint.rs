@@ -31,10 +31,10 @@ const QUESTION: &str = "Why is the sky blue?";
 const DRAWING: &str = "a red lantern by the quiet river";
 /// Tokens of an answer.
 const ANSWER: u32 = 32;
-/// Least positions of the long prompt.
+/// Positions of the long prompt, about.
 const LONG_PROMPT: usize = 512;
 /// Pictures seen; the fastest counts.
-const PICTURES: u8 = 3;
+const PICTURES: u8 = 2;
 /// Sides of the pictures shown, pixels.
 const PICTURE_SIDE: u32 = 512;
 
@@ -108,7 +108,9 @@ struct Timing {
 impl Asking {
     async fn ask(&mut self, model: &v1::Model, no_draw: bool) -> Result<Figures, Failure> {
         let short = self.text(chat(vec![request::text(QUESTION)]), ANSWER).await?;
-        let long = self.text(request::completion(vec![request::text(&long_text(short.prompt))]), ANSWER).await?;
+        let repeated = |times: usize| request::completion(vec![request::text(format!("{QUESTION} ").repeat(times))]);
+        let once = self.text(repeated(1), 1).await?;
+        let long = self.text(repeated(LONG_PROMPT.div_ceil(once.prompt.saturating_sub(1).max(1) as usize)), ANSWER).await?;
         let (see, drawn) = (
             if model.image_input { Some(self.see().await?) } else { None },
             if model.image_output && !no_draw { Some(self.draw().await?) } else { None },
@@ -183,13 +185,6 @@ impl Asking {
 
 fn chat(parts: Vec<v1::Part>) -> v1::generate_request::Input {
     request::chat(vec![request::message(v1::Role::User, parts)])
-}
-
-/// A text of at least [`LONG_PROMPT`] positions, given how many a short question has with its template.
-fn long_text(short: u32) -> String {
-    let least_per_question = 4; // no tokenizer takes this question in fewer
-    let repeats = LONG_PROMPT.div_ceil((short as usize / 4).max(least_per_question));
-    format!("{QUESTION} ").repeat(repeats)
 }
 
 /// A colour wash; every `shade` is another picture.

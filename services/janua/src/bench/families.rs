@@ -70,8 +70,16 @@ impl Family {
     }
 }
 
-/// Runs `janua bench families`.
+/// Runs `janua bench families`. A signal ends the process that measures, too.
 pub async fn run(flags: Families) -> Result<(), Failure> {
+    tokio::select! {
+        biased;
+        stop = crate::serve::signal() => stop.and(Err(Failure::software("stopped by a signal"))),
+        done = all(flags) => done,
+    }
+}
+
+async fn all(flags: Families) -> Result<(), Failure> {
     let families = if flags.families.is_empty() { Family::value_variants().to_vec() } else { flags.families.clone() };
     std::fs::create_dir_all(&flags.dir).map_err(|error| Failure::input(format!("cannot make {}: {error}", flags.dir.display())))?;
     let progress = process::Bars::or_lines();

@@ -136,7 +136,7 @@ impl Recipe {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use std::collections::BTreeMap;
     use std::path::Path;
 
@@ -151,6 +151,16 @@ mod tests {
     const VQ: Vq = Vq { side: 6, codebook: 96, code: 8, latent: 16, base: 32, multipliers: &[2, 1], blocks: 1 };
     const VAE: Autoencoder = Autoencoder { latent: 4, channels: &[16, 32], blocks: 1, groups: 8 };
     const SAM: Sam = Sam { image: 96, patch: 16, hidden: 32, inner: 128, layers: 4, heads: 4, window: 4, global: &[1, 3], output: 16 };
+
+    /// Janus at the size of its fixture.
+    pub fn small_janus() -> Recipe {
+        janus(&DECODER, &TOWER, &VQ)
+    }
+
+    /// JanusFlow at the size of its fixture.
+    pub fn small_janusflow() -> Recipe {
+        janusflow(&DECODER, &TOWER, 32, &VAE)
+    }
 
     /// Names and shapes of a safetensors file.
     fn shapes(path: &Path) -> BTreeMap<String, Vec<usize>> {
@@ -169,11 +179,11 @@ mod tests {
     fn recipes_at_the_size_of_the_fixtures_have_the_same_tensors() {
         let experts = |routed, per_token, inner| Experts { routed, shared: 2, per_token, inner };
         same("llama/model.safetensors", &llama(&Decoder { inner: 176, layers: 3, ..DECODER }).tensors);
-        same("janus/model.safetensors", &janus(&DECODER, &TOWER, &VQ).tensors);
+        same("janus/model.safetensors", &small_janus().tensors);
         same("moe_v1/model.safetensors", &moe(&DEEPER, &experts(16, 6, 20)).tensors);
         let latent = Latent { kv_rank: 32, nope: 16, rope: 16, value: 16 };
         same("v2_lite/model.safetensors", &v2(&DEEPER, &experts(12, 4, 24), &latent).tensors);
-        let flow = janusflow(&DECODER, &TOWER, 32, &VAE);
+        let flow = small_janusflow();
         same("janusflow/model.safetensors", &flow.tensors);
         same("janusflow/vae/diffusion_pytorch_model.safetensors", &flow.vae.unwrap().tensors);
         let tower = Tower { layers: 2, ..TOWER };

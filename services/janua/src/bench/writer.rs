@@ -93,7 +93,7 @@ fn write(recipe: &Recipe, dir: &Path, progress: &dyn Progress) -> Result<(), Fai
         fs::write(dir.join(name), value.to_string()).map_err(refuse)?;
     }
     let mut pen = Pen { bar: progress.start(&format!("writing {}", recipe.name), recipe.bytes(), Unit::Bytes), done: 0, stream: 0 };
-    weights(&recipe.tensors, dir, &mut pen).map_err(refuse)?;
+    weights(&recipe.tensors, dir, SHARD, &mut pen).map_err(refuse)?;
     if let Some(vae) = &recipe.vae {
         let dir = dir.join("vae");
         fs::create_dir_all(&dir).and_then(|()| fs::write(dir.join("config.json"), vae.config.to_string())).map_err(refuse)?;
@@ -103,9 +103,9 @@ fn write(recipe: &Recipe, dir: &Path, progress: &dyn Progress) -> Result<(), Fai
     Ok(())
 }
 
-/// One file, or shards and their index.
-fn weights(tensors: &Tensors, dir: &Path, pen: &mut Pen) -> io::Result<()> {
-    let shards = cut(tensors);
+/// One file, or shards of at most `largest` bytes and their index.
+fn weights(tensors: &Tensors, dir: &Path, largest: u64, pen: &mut Pen) -> io::Result<()> {
+    let shards = cut(tensors, largest);
     if let [only] = &shards[..] {
         return file(&dir.join("model.safetensors"), only, Stored::Bf16, pen);
     }
@@ -119,12 +119,12 @@ fn weights(tensors: &Tensors, dir: &Path, pen: &mut Pen) -> io::Result<()> {
     fs::write(dir.join("model.safetensors.index.json"), index.to_string())
 }
 
-/// Tensors in order, in groups of at most [`SHARD`] bytes.
-fn cut(tensors: &Tensors) -> Vec<Vec<&Tensor>> {
+/// Tensors in order, in groups of at most `largest` bytes.
+fn cut(tensors: &Tensors, largest: u64) -> Vec<Vec<&Tensor>> {
     let (mut shards, mut filled) = (vec![Vec::new()], 0);
     for tensor in tensors.iter() {
         let bytes = (tensor.len() * Stored::Bf16.size()) as u64;
-        if filled > 0 && filled + bytes > SHARD {
+        if filled > 0 && filled + bytes > largest {
             shards.push(Vec::new());
             filled = 0;
         }
@@ -199,5 +199,78 @@ fn bytes(fill: Fill, count: usize, stored: Stored, random: &mut ChaCha8Rng) -> V
         Stored::F32 => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
         // The upper half of an f32 is a bf16, rounded towards zero.
         Stored::Bf16 => values.iter().flat_map(|value| ((value.to_bits() >> 16) as u16).to_le_bytes()).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use checkpoint::Checkpoint;
+    use process::Silent;
+    use text::TextCodec;
+
+    use super::*;
+    use crate::bench::recipe::Voice;
+    use crate::bench::recipe::tests::{small_janus, small_janusflow};
+
+    #[test]
+    fn what_is_written_can_be_served() {
+        let parent = tempfile::tempdir().unwrap();
+        let recipe = small_janus();
+        let (dir, made) = folder(&recipe, parent.path(), &Silent).unwrap();
+        assert!(made);
+        let checkpoint = Arc::new(Checkpoint::open(&dir).unwrap());
+        checkpoint.scan(&mut |_| {}).unwrap();
+        assert_eq!(checkpoint.total_bytes(), recipe.bytes());
+        models::load_language(&checkpoint, &models::LoadOptions { kv_blocks: 2, threads: 1 }).unwrap();
+        assert!(models::load_vision(&checkpoint, &models::OnnxOptions { threads: 1 }).unwrap().is_some());
+        assert!(models::load_vq(&checkpoint, &models::OnnxOptions { threads: 1 }).unwrap().is_some());
+        TextCodec::load(&checkpoint).unwrap();
+        let weight = checkpoint.tensor("lm_head.weight").unwrap().to_f32();
+        let variance = weight.iter().map(|value| value * value).sum::<f32>() / weight.len() as f32;
+        assert!((variance * 64.0 - 4.0).abs() < 0.2, "twice as steep as 1 / 64: {variance}");
+    }
+
+    #[test]
+    fn a_folder_is_made_once_and_never_in_the_place_of_another() {
+        let parent = tempfile::tempdir().unwrap();
+        let mut recipe = small_janusflow();
+        let (dir, made) = folder(&recipe, parent.path(), &Silent).unwrap();
+        assert!(made && dir.join("vae/diffusion_pytorch_model.safetensors").is_file());
+        let first = fs::read(dir.join("model.safetensors")).unwrap();
+        assert_eq!(folder(&recipe, parent.path(), &Silent).unwrap(), (dir.clone(), false));
+        recipe.vocabulary += 1;
+        assert_eq!(folder(&recipe, parent.path(), &Silent).unwrap(), (dir.clone(), true), "another recipe");
+        assert_eq!(fs::read(dir.join("model.safetensors")).unwrap(), first, "the same numbers every time");
+        fs::remove_file(dir.join(STAMP)).unwrap();
+        let refused = folder(&recipe, parent.path(), &Silent).unwrap_err().to_string();
+        assert!(refused.contains("was not made by this program"), "{refused}");
+        assert!(dir.join("model.safetensors").is_file());
+    }
+
+    #[test]
+    fn shards_open_as_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let recipe = small_janus();
+        fs::write(dir.path().join("config.json"), recipe.json[0].1.to_string()).unwrap();
+        let mut pen = Pen { bar: Silent.start("", 0, Unit::Bytes), done: 0, stream: 0 };
+        weights(&recipe.tensors, dir.path(), 100_000, &mut pen).unwrap();
+        assert!(!dir.path().join("model.safetensors").exists());
+        assert_eq!(Checkpoint::open(dir.path()).unwrap().total_bytes(), recipe.bytes());
+    }
+
+    #[test]
+    fn tokenizers_grow_to_the_size_of_the_table_and_still_read() {
+        for voice in [Voice::Llm, Voice::V2, Voice::Vl, Voice::Janus] {
+            let dir = tempfile::tempdir().unwrap();
+            let [tokenizer, config] = vocabulary::files(voice, 20_000).unwrap();
+            fs::write(dir.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+            fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+            let codec = TextCodec::load_dir(dir.path()).unwrap();
+            assert!((19_900..20_000).contains(&codec.vocabulary_size()), "{voice:?}: {}", codec.vocabulary_size());
+            let text = "The quick river compiles a small theorem: {\"n\": 42} 語";
+            assert_eq!(codec.decode(&codec.encode(text, false), false), text, "{voice:?}");
+        }
     }
 }
