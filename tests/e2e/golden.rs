@@ -3,7 +3,7 @@
 use proto::v1;
 use tests::{Answer, Drawing, Golden, GoldenPrompt, Wire, World};
 
-pub const MODELS: [&str; 6] = ["llama", "llama_gqa", "moe_v1", "v2_lite", "v2_full", "janus"];
+pub const MODELS: [&str; 8] = ["llama", "llama_gqa", "moe_v1", "v2_lite", "v2_full", "deepseek_vl", "deepseek_vl_hybrid", "janus"];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn in_process() {
@@ -63,6 +63,8 @@ async fn models_are_listed_with_what_they_can_do() {
     let mut found: Vec<_> = models.iter().map(facts).collect();
     found.sort();
     let expected = [
+        ("deepseek_vl", "deepseek_vl", true, false),
+        ("deepseek_vl_hybrid", "deepseek_vl_hybrid", true, false),
         ("janus", "janus", true, true),
         ("llama", "llama", false, false),
         ("llama_gqa", "llama", false, false),

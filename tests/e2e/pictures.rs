@@ -1,7 +1,8 @@
 //! Pictures of every kind that people have, in any number and place.
 
 use image::{DynamicImage, GrayImage, ImageFormat, RgbImage, RgbaImage};
-use tests::request::{chat, for_text, greedy, picture, text};
+use proto::v1;
+use tests::request::{chat, completion, for_text, greedy, picture, text};
 use tests::{Answer, Wire, World};
 
 /// A picture whose red, green and blue all change from pixel to pixel.
@@ -77,16 +78,27 @@ fn cmyk_jpeg() -> Vec<u8> {
 /// Pictures stand where the client put them: the order changes the answer, and each takes its positions.
 #[tokio::test(flavor = "multi_thread")]
 async fn several_pictures_anywhere() {
-    let world = World::start(Wire::InProcess, &["janus"]).await;
-    let (a, b) = (png(48, 48), jpeg(90, 30));
-    let ask = async |parts| world.ask(for_text("janus", chat(parts), greedy(8))).await.unwrap();
-    let one = ask(vec![picture(a.clone()), text("and?")]).await;
-    let tokens = one.usage.unwrap().image_tokens;
-    assert!(tokens > 0);
-    let forward = ask(vec![text("first"), picture(a.clone()), text("then"), picture(b.clone()), text("and?")]).await;
-    let backward = ask(vec![text("first"), picture(b), text("then"), picture(a), text("and?")]).await;
-    assert_eq!(forward.usage.unwrap().image_tokens, 2 * tokens);
-    assert_eq!(forward.usage.unwrap().prompt_tokens, backward.usage.unwrap().prompt_tokens);
-    assert_ne!(forward.ids(), backward.ids());
+    const MODELS: [&str; 3] = ["janus", "deepseek_vl", "deepseek_vl_hybrid"];
+    let world = World::start(Wire::InProcess, &MODELS).await;
+    let (a, b) = (|| picture(png(48, 48)), || picture(jpeg(90, 30)));
+    let sampling = v1::Sampling { top_logprobs: Some(1), ..greedy(8) };
+    for model in MODELS {
+        let ask = async |input| world.ask(for_text(model, input, sampling.clone())).await.unwrap();
+        let tokens = ask(chat(vec![a(), text("and?")])).await.usage.unwrap().image_tokens;
+        assert!(tokens > 0);
+        let orders = [
+            (
+                chat(vec![text("first"), a(), text("then"), b(), text("and?")]),
+                chat(vec![text("first"), b(), text("then"), a(), text("and?")]),
+            ),
+            (completion(vec![a(), text(" and "), b()]), completion(vec![b(), text(" and "), a()])),
+        ];
+        for (forward, backward) in orders {
+            let (forward, backward) = (ask(forward).await, ask(backward).await);
+            assert_eq!(forward.usage.unwrap().image_tokens, 2 * tokens, "{model}");
+            assert_eq!(forward.usage.unwrap().prompt_tokens, backward.usage.unwrap().prompt_tokens, "{model}");
+            assert_ne!(forward.logprobs, backward.logprobs, "{model}");
+        }
+    }
     world.stop().await;
 }

@@ -70,7 +70,17 @@ fn load(model: &LoadedModel, options: &OnnxOptions) -> Result<Option<Eye>, BadCh
     Ok(Some(Eye::new(encoder, processor)))
 }
 
-fn check_sizes(encoder: &VisionEncoder, processor: &Processor) -> Result<(), String> {
+/// Refuses a processor whose pictures the towers of `encoder` do not take, with the field that says so.
+pub fn check_sizes(encoder: &VisionEncoder, processor: &Processor) -> Result<(), String> {
     let (made, taken) = (processor.size(), encoder.image_size());
-    if made == taken { Ok(()) } else { Err(format!("{PREPROCESSOR}: field size: {made}, but the vision tower takes {taken}")) }
+    let refuse = |field: &str, reason: String| Err(format!("{PREPROCESSOR}: field {field}: {reason}"));
+    if made != taken {
+        return refuse(processor.size_field(), format!("{made}, but the vision tower takes {taken}"));
+    }
+    match (processor.high_res_size(), encoder.high_res_size()) {
+        (made, taken) if made == taken => Ok(()),
+        (None, Some(taken)) => refuse("high_res_size", format!("missing, but the model has a high-resolution tower that takes {taken}")),
+        (Some(made), Some(taken)) => refuse("high_res_size", format!("{made}, but the high-resolution tower takes {taken}")),
+        _ => refuse("high_res_size", "the model has no high-resolution tower".into()),
+    }
 }

@@ -4,7 +4,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use cache::Cache;
 use domain::Invalid;
-use models::VisionEncoder;
+use models::{Planes, VisionEncoder};
 use pixels::{Limits, PixelError, Processor};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -142,16 +142,17 @@ impl Stage {
     }
 }
 
-/// 1. file to pixels; 2. pixels to the tower's input; 3. tower and aligner.
+/// 1. file to pixels; 2. pixels to the towers' inputs; 3. towers and aligner.
 fn see(model: &str, eye: &Eye, image: &Bytes, limits: &Limits) -> Result<Bytes, Error> {
     let start = Instant::now();
     let rgb = pixels::decode(image, limits).map_err(|error| refused(&error))?;
     let (width, height) = (rgb.width, rgb.height);
-    let input = eye.processor.process(&rgb).main;
+    let input = eye.processor.process(&rgb);
     drop(rgb);
     let preprocessed = start.elapsed();
     metrics::preprocessed(model, preprocessed);
-    let values = eye.encoder.encode(&input.values).map_err(|error| Error::Compute(error.to_string()))?; // [rows, width]
+    let planes = Planes { main: &input.main.values, high_res: input.high_res.as_ref().map(|plane| plane.values.as_slice()) };
+    let values = eye.encoder.encode(planes).map_err(|error| Error::Compute(error.to_string()))?; // [rows, width]
     metrics::encoded(model, start.elapsed() - preprocessed);
     tracing::debug!(model, width, height, bytes = image.len(), "encoded");
     Ok(values.iter().flat_map(|value| value.to_le_bytes()).collect())

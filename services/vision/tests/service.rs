@@ -43,9 +43,14 @@ struct Service {
 
 /// The service of the Janus fixture under a name of its own, which keeps its counters apart, with these settings.
 async fn serve(model: &str, settings: &[(&str, &str)]) -> Service {
+    serve_fixture("janus", model, settings).await
+}
+
+/// The same for another fixture.
+async fn serve_fixture(name: &str, model: &str, settings: &[(&str, &str)]) -> Service {
     let settings: Vec<_> = settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
     let config = Config::resolve(None, [], &settings).unwrap();
-    let checkpoint = Arc::new(Checkpoint::open(&fixture("janus")).unwrap());
+    let checkpoint = Arc::new(Checkpoint::open(&fixture(name)).unwrap());
     let text = Arc::new(Checkpoint::open(&fixture("llama")).unwrap());
     let models = vec![LoadedModel { name: "text-only".to_owned(), checkpoint: text }, LoadedModel { name: model.to_owned(), checkpoint }];
     let host = Host::new(config, Mesh::in_process(), models, Arc::new(Silent));
@@ -91,17 +96,25 @@ fn field(status: &Status) -> String {
 
 #[tokio::test]
 async fn a_picture_becomes_the_reference_embeddings() {
-    let service = serve("golden", &[]).await;
-    let file = bytes("janus/golden.safetensors");
-    let golden = SafeTensors::deserialize(&file).unwrap();
-    let json: serde_json::Value = serde_json::from_slice(&bytes("janus/golden.json")).unwrap();
-    let picture = json["prompts"][0]["images"][0].as_str().unwrap();
-    let answer = service.encode(bytes(&format!("janus/{picture}"))).await.unwrap();
-    let embeddings = answer.embeddings.unwrap();
-    assert_eq!((embeddings.rows, embeddings.width), (36, 64));
-    let expected = floats(golden.tensor("p0.image_features").unwrap().data());
-    let worst = floats(&embeddings.data).iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-    assert!(worst <= 5e-5, "off by {worst}");
+    for (name, tolerance) in [("janus", 5e-5), ("deepseek_vl", 5e-5), ("deepseek_vl_hybrid", 1e-4)] {
+        let service = serve_fixture(name, &format!("golden-{name}"), &[]).await;
+        let file = bytes(&format!("{name}/golden.safetensors"));
+        let golden = SafeTensors::deserialize(&file).unwrap();
+        let json: serde_json::Value = serde_json::from_slice(&bytes(&format!("{name}/golden.json"))).unwrap();
+        for (number, prompt) in json["prompts"].as_array().unwrap().iter().enumerate() {
+            let mut found = Vec::new();
+            for picture in prompt["images"].as_array().unwrap() {
+                let answer = service.encode(bytes(&format!("{name}/{}", picture.as_str().unwrap()))).await.unwrap();
+                let embeddings = answer.embeddings.unwrap();
+                assert_eq!((embeddings.rows, embeddings.width), (36, 64));
+                found.extend(floats(&embeddings.data));
+            }
+            let expected = floats(golden.tensor(&format!("p{number}.image_features")).unwrap().data());
+            assert_eq!(found.len(), expected.len());
+            let worst = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(worst <= tolerance, "{name}: off by {worst}");
+        }
+    }
 }
 
 #[tokio::test]
@@ -261,21 +274,33 @@ async fn a_full_queue_refuses() {
 
 #[tokio::test]
 async fn a_folder_without_a_usable_processor_is_refused() {
-    for (change, expected) in [
-        (None, "preprocessor_config.json is missing"),
-        (Some(("size", serde_json::json!({"height": 56, "width": 56}))), "field size: 56, but the vision tower takes 48"),
-        (Some(("do_pad", serde_json::json!(false))), "field do_pad: false is not supported"),
-    ] {
+    use serde_json::json;
+    let square = |side: u32| json!({"height": side, "width": side});
+    let second = json!({"high_res_size": square(96), "high_res_image_mean": [0.5, 0.5, 0.5], "high_res_image_std": [0.5, 0.5, 0.5]});
+    let rows = [
+        ("janus", json!(null), "preprocessor_config.json is missing"),
+        ("janus", json!({"size": square(56)}), "field size: 56, but the vision tower takes 48"),
+        ("janus", json!({"size": null, "image_size": 56}), "field image_size: 56, but the vision tower takes 48"),
+        ("janus", json!({"do_pad": false}), "field do_pad: false is not supported"),
+        ("deepseek_vl", second, "field high_res_size: the model has no high-resolution tower"),
+        (
+            "deepseek_vl_hybrid",
+            json!({"high_res_size": null}),
+            "field high_res_size: missing, but the model has a high-resolution tower that takes 96",
+        ),
+        ("deepseek_vl_hybrid", json!({"high_res_size": square(80)}), "field high_res_size: 80, but the high-resolution tower takes 96"),
+    ];
+    for (name, change, expected) in rows {
         let dir = tempfile::tempdir().unwrap();
-        for entry in fs::read_dir(fixture("janus")).unwrap().map(Result::unwrap) {
+        for entry in fs::read_dir(fixture(name)).unwrap().map(Result::unwrap) {
             fs::copy(entry.path(), dir.path().join(entry.file_name())).unwrap();
         }
         let file = dir.path().join("preprocessor_config.json");
-        match change {
+        match change.as_object() {
             None => fs::remove_file(&file).unwrap(),
-            Some((field, value)) => {
+            Some(fields) => {
                 let mut json: serde_json::Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
-                json[field] = value;
+                json.as_object_mut().unwrap().extend(fields.clone());
                 fs::write(&file, json.to_string()).unwrap();
             }
         }

@@ -66,6 +66,19 @@ impl Graph {
         self.runtime_node("MultiHeadAttention", &[q, k, v], vec![int("num_heads", heads as i64)])
     }
 
+    /// Full bidirectional attention with a scale of its own: `[B, N, heads * d]` queries and keys, `[B, N, heads * e]` values
+    /// -> `[B, N, heads * e]`.
+    ///
+    /// The runtime's own operator: it goes over the keys in blocks, so that the `N * N` weights of a head are never there at once.
+    pub fn attention_in_blocks(&mut self, q: &Value, k: &Value, v: &Value, heads: usize, scale: f32) -> Value {
+        self.runtime_node("MultiHeadAttention", &[q, k, v], vec![int("num_heads", heads as i64), float("scale", scale)])
+    }
+
+    /// Products of the matrices in the last two dimensions, `[.., M, K] * [.., K, N]` -> `[.., M, N]`; those before them broadcast.
+    pub fn mat_mul(&mut self, a: &Value, b: &Value) -> Value {
+        self.node("MatMul", &[a, b], Vec::new())
+    }
+
     /// Sum, with the usual broadcasting.
     pub fn add(&mut self, a: &Value, b: &Value) -> Value {
         self.node("Add", &[a, b], Vec::new())
@@ -85,6 +98,31 @@ impl Graph {
     /// Dimensions in another order.
     pub fn transpose(&mut self, x: &Value, order: &[usize]) -> Value {
         self.node("Transpose", &[x], vec![ints("perm", order)])
+    }
+
+    /// One behind the other along the last dimension.
+    pub fn concat(&mut self, parts: &[&Value]) -> Value {
+        self.node("Concat", parts, vec![int("axis", -1)])
+    }
+
+    /// `x [1, ..]` once for every image of `like [B, ..]`, broadcast to `shape` -> `[B, shape..]`.
+    pub fn for_each_image(&mut self, x: &Value, like: &Value, shape: &[i64]) -> Value {
+        let images = self.node("Shape", &[like], vec![int("start", 0), int("end", 1)]);
+        let shape = self.ints(shape);
+        let shape = self.node("Concat", &[&images, &shape], vec![int("axis", 0)]);
+        self.node("Expand", &[x, &shape], Vec::new())
+    }
+
+    /// Zeros below and to the right of `[B, H, W, C]`.
+    pub fn pad_end(&mut self, x: &Value, below: usize, right: usize) -> Value {
+        let pads = self.ints(&[0, 0, 0, 0, 0, below as i64, right as i64, 0]);
+        self.node("Pad", &[x, &pads], Vec::new())
+    }
+
+    /// The upper left `height` x `width` positions of `[B, H, W, C]`.
+    pub fn crop(&mut self, x: &Value, height: usize, width: usize) -> Value {
+        let (start, end, axes) = (self.ints(&[0, 0]), self.ints(&[height as i64, width as i64]), self.ints(&[1, 2]));
+        self.node("Slice", &[x, &start, &end, &axes], Vec::new())
     }
 
     /// Cuts the last dimension into three equal parts.
@@ -142,5 +180,17 @@ impl Graph {
         }
         let kinds = self.node("Concat", &kinds.iter().collect::<Vec<_>>(), vec![int("axis", 1)]); // [B, 4 out, H, W]
         self.node("DepthToSpace", &[&kinds], vec![int("blocksize", 2), text("mode", "DCR")])
+    }
+
+    /// Scales `[B, C, H, W]` to squares of `side` x `side`, linearly between the centres of pixels. With `antialias`, shrinking takes every
+    /// pixel into account; without, only the nearest two of a row or column.
+    pub fn resize_linear(&mut self, x: &Value, side: usize, antialias: bool) -> Value {
+        let (region, scales, sizes) = (Value::none(), Value::none(), self.ints(&[side as i64; 2]));
+        let mut attributes = vec![text("mode", "linear"), text("coordinate_transformation_mode", "half_pixel"), ints("axes", &[2, 3])];
+        if antialias {
+            // What lies outside the picture has no weight, and the rest has all of it.
+            attributes.extend([int("antialias", 1), int("exclude_outside", 1)]);
+        }
+        self.node("Resize", &[x, &region, &scales, &sizes], attributes)
     }
 }

@@ -99,6 +99,67 @@ fn attention_looks_at_every_position() {
     assert_close(&out[0], shape, &expected);
 }
 
+/// Values may be shorter than queries and keys, the scale is given, and there are more positions than fit one block.
+#[test]
+fn attention_in_blocks_looks_at_every_position() {
+    for (images, rows, heads, size, value, scale) in [(1, 5, 2, 3, 4, 0.5), (3, 7, 1, 6, 1, 1.0), (1, 600, 2, 40, 8, 0.25)] {
+        let (wide, narrow) = (heads * size, heads * value);
+        let (q, k) = (numbers(images * rows * wide, 31), numbers(images * rows * wide, 32));
+        let v = numbers(images * rows * narrow, 33);
+        let shape: &[usize] = &[images, rows, wide];
+        let inputs: [(&[usize], &[f32]); 3] = [(shape, &q), (shape, &k), (&[images, rows, narrow], &v)];
+        let out = evaluate(&inputs, |g, x| vec![g.attention_in_blocks(&x[0], &x[1], &x[2], heads, scale)]);
+        let mut expected = vec![0.0; images * rows * narrow];
+        for (image, head) in (0..images).flat_map(|image| (0..heads).map(move |head| (image, head))) {
+            let at = |row: usize| &q[(image * rows + row) * wide + head * size..][..size];
+            let key = |row: usize| &k[(image * rows + row) * wide + head * size..][..size];
+            for row in 0..rows {
+                let weights: Vec<f32> =
+                    (0..rows).map(|other| (at(row).iter().zip(key(other)).map(|(a, b)| a * b).sum::<f32>() * scale).exp()).collect();
+                let total: f32 = weights.iter().sum();
+                for (other, i) in (0..rows).flat_map(|other| (0..value).map(move |i| (other, i))) {
+                    expected[(image * rows + row) * narrow + head * value + i] +=
+                        weights[other] / total * v[(image * rows + other) * narrow + head * value + i];
+                }
+            }
+        }
+        assert_close(&out[0], &[images, rows, narrow], &expected);
+    }
+}
+
+#[test]
+fn squares_are_resized_between_the_centres_of_pixels() {
+    let x: Vec<f32> = vec![0.0, 4.0, 8.0, 12.0]; // each row of the picture
+    let rows = x.repeat(4);
+    let out = evaluate(&[(&[1, 1, 4, 4], &rows)], |g, v| {
+        vec![g.resize_linear(&v[0], 8, false), g.resize_linear(&v[0], 2, false), g.resize_linear(&v[0], 2, true)]
+    });
+    assert_close(&out[0], &[1, 1, 8, 8], &[0.0, 1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 12.0].repeat(8));
+    assert_close(&out[1], &[1, 1, 2, 2], &[2.0, 10.0].repeat(2));
+    // Triangles of reach 2 around 1 and 3 (in pixels, from the left edge): what falls over the edge counts for the rest.
+    let left = (0.75 * 0.0 + 0.75 * 4.0 + 0.25 * 8.0) / 1.75;
+    assert_close(&out[2], &[1, 1, 2, 2], &[left, 12.0 - left].repeat(2));
+}
+
+#[test]
+fn maps_are_padded_cut_and_put_together() {
+    let x: Vec<f32> = (1..=6).map(|value| value as f32).collect();
+    let out = evaluate(&[(&[1, 2, 3, 1], &x), (&[2, 3, 1], &x), (&[1, 1, 2], &x[..2])], |g, v| {
+        let padded = g.pad_end(&v[0], 1, 2);
+        let cropped = g.crop(&padded, 2, 2);
+        let both = g.concat(&[&v[1], &v[1]]);
+        let each = g.for_each_image(&v[2], &v[1], &[3, 2]);
+        let turned = g.transpose(&v[2], &[0, 2, 1]); // [1, 2, 1]
+        let product = g.mat_mul(&each, &turned);
+        vec![padded, cropped, both, each, product]
+    });
+    assert_close(&out[0], &[1, 3, 5, 1], &[1.0, 2.0, 3.0, 0.0, 0.0, 4.0, 5.0, 6.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
+    assert_close(&out[1], &[1, 2, 2, 1], &[1.0, 2.0, 4.0, 5.0]);
+    assert_close(&out[2], &[2, 3, 2], &[1.0, 1.0, 2.0, 2.0, 3.0, 3.0, 4.0, 4.0, 5.0, 5.0, 6.0, 6.0]);
+    assert_close(&out[3], &[2, 3, 2], &[1.0, 2.0].repeat(6));
+    assert_close(&out[4], &[2, 3, 1], &[5.0; 6]);
+}
+
 #[test]
 fn convolution_pads_and_strides() {
     let (x, w) = (numbers(2 * 4 * 4, 10), numbers(3 * 2 * 3 * 3, 11));

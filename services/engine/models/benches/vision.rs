@@ -1,4 +1,5 @@
-//! How long the pixels' side takes at the size of the published models (SigLIP-L/16-384 with aligner, VQ-16), with random weights.
+//! How long the pixels' side takes at the size of the published models (SigLIP-L/16-384 with aligner, the same with SAM-B at 1024, VQ-16), with
+//! random weights.
 //!
 //! `cargo bench -p models --bench vision -- [threads]`; writes and removes about 2 GB in the system's temporary folder.
 #![allow(clippy::unwrap_used, dead_code)]
@@ -10,11 +11,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use checkpoint::Checkpoint;
-use models::{OnnxOptions, load_vision, load_vq};
+use models::{OnnxOptions, Planes, load_vision, load_vq};
 use serde_json::{Value, json};
 
 #[path = "../tests/support/naive_pixels.rs"]
 mod naive_pixels;
+#[path = "../tests/support/naive_sam.rs"]
+mod naive_sam;
 
 const RUNS: usize = 3;
 
@@ -22,7 +25,7 @@ fn main() {
     let threads = std::env::args().find_map(|argument| argument.parse().ok()).unwrap_or(2);
     let options = OnnxOptions { threads };
     println!("{threads} threads; best of {RUNS} runs after one");
-    println!("{:<28} {:>8} {:>10} {:>14} {:>12}", "", "load s", "s/picture", "CPU s/picture", "memory MB");
+    println!("{:<34} {:>8} {:>10} {:>14} {:>12}", "", "load s", "s/picture", "CPU s/picture", "memory MB");
     for dtype in ["F32", "BF16"] {
         let dir = tempfile::tempdir().unwrap();
         let tower = naive_pixels::Tower {
@@ -35,13 +38,23 @@ fn main() {
             width: 2048,
             depth: 2,
             epsilon: 1e-6,
+            names: naive_pixels::JANUS,
         };
-        write(dir.path(), dtype, tower.shapes(), &json!({"model_type": "janus", "vision_config": {"projection_dim": 2048}}));
+        write(dir.path(), dtype, tower.shapes_with_aligner(), &json!({"model_type": "janus", "vision_config": {"projection_dim": 2048}}));
         let start = Instant::now();
         let encoder = load_vision(&open(dir.path()), &options).unwrap().unwrap();
         let load = start.elapsed().as_secs_f64();
         let pixels: Vec<f32> = (0..3 * 384 * 384).map(|i| (i % 255) as f32 / 127.5 - 1.0).collect();
         report(&format!("SigLIP-L + aligner, {dtype}"), load, || drop(encoder.encode(&pixels).unwrap()));
+        drop(encoder);
+
+        write(dir.path(), dtype, hybrid_shapes(), &hybrid_config());
+        let start = Instant::now();
+        let encoder = load_vision(&open(dir.path()), &options).unwrap().unwrap();
+        let load = start.elapsed().as_secs_f64();
+        let large: Vec<f32> = (0..3 * 1024 * 1024).map(|i| (i % 255) as f32 / 127.5 - 1.0).collect();
+        let planes = Planes { main: &pixels, high_res: Some(&large) };
+        report(&format!("SAM-B + SigLIP-L + aligner, {dtype}"), load, || drop(encoder.encode(planes).unwrap()));
         drop(encoder);
 
         let vq = naive_pixels::Vq { side: 24, codebook: 16_384, code: 8, latent: 256, levels: vec![512, 256, 256, 128, 128], blocks: 3 };
@@ -52,6 +65,51 @@ fn main() {
         let codes: Vec<u32> = (0..576).map(|i| i * 7919 % 16_384).collect();
         report(&format!("VQ-16, {dtype}"), load, || drop(decoder.decode(&codes).unwrap()));
     }
+}
+
+/// DeepSeek-VL 7B: both towers and their aligner.
+fn hybrid_shapes() -> Vec<(String, Vec<usize>)> {
+    let tower = naive_pixels::Tower {
+        image: 384,
+        patch: 16,
+        hidden: 1024,
+        inner: 4096,
+        layers: 24,
+        heads: 16,
+        width: 4096,
+        depth: 2,
+        epsilon: 1e-6,
+        names: naive_pixels::DEEPSEEK_VL,
+    };
+    let sam = naive_sam::Sam {
+        image: 1024,
+        patch: 16,
+        hidden: 768,
+        inner: 3072,
+        layers: 12,
+        heads: 12,
+        window: 14,
+        global: vec![2, 5, 8, 11],
+        channels: 256,
+        side: 24,
+    };
+    let mut shapes = [tower.shapes(), sam.shapes()].concat();
+    for (name, output, input) in [("high_res_vision_proj", 2048, 1024), ("vision_proj", 2048, 1024), ("proj", 4096, 4096)] {
+        naive_pixels::pair(&mut shapes, format!("model.aligner.{name}"), &[output, input]);
+    }
+    shapes
+}
+
+fn hybrid_config() -> Value {
+    json!({
+        "model_type": "deepseek_vl_hybrid",
+        "text_config": {},
+        "vision_config": {
+            "image_size": 384, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
+            "hidden_act": "gelu",
+        },
+        "high_res_vision_config": {},
+    })
 }
 
 fn open(dir: &Path) -> Arc<Checkpoint> {
@@ -69,7 +127,7 @@ fn report(what: &str, load: f64, run: impl Fn()) {
     for (wall, spent) in (0..RUNS).map(|_| timed()) {
         (best, cpu) = (best.min(wall), cpu.min(spent));
     }
-    println!("{what:<28} {load:>8.2} {best:>10.2} {cpu:>14.2} {:>12}", memory());
+    println!("{what:<34} {load:>8.2} {best:>10.2} {cpu:>14.2} {:>12}", memory());
 }
 
 /// What all threads have computed so far: comparable on a machine that others use, too.

@@ -9,13 +9,16 @@
 //! | `deepseek.rs` | DeepSeekMoE: which layers have experts, and how they are chosen |
 //! | `deepseek_v2.rs` | DeepSeek-V2: latent attention and YaRN |
 //! | `janus.rs` | Janus: the decoder with a second embedding and a second head for VQ codes |
+//! | `deepseek_vl.rs` | DeepSeek-VL: the decoder behind one or two vision towers |
 //! | `siglip.rs` | the SigLIP tower as an ONNX graph |
-//! | `vision.rs` | pixels to embeddings: tower and aligner; [`load_vision`] |
+//! | `sam/` | the SAM tower of the hybrid models as an ONNX graph |
+//! | `vision.rs` | pixels to embeddings: towers and aligner; [`load_vision`] |
 //! | `vq.rs` | codes to pixels: the VQ decoder as an ONNX graph; [`load_vq`] |
 //! | `onnx.rs` | what the ONNX models share |
 
 mod deepseek;
 mod deepseek_v2;
+mod deepseek_vl;
 mod generation;
 mod janus;
 mod llama;
@@ -26,11 +29,12 @@ pub use registry::{LoadOptions, card, kv_block_bytes, load_language, load_langua
 
 // The vision side (siglip.rs, vq.rs) is declared below this line.
 mod onnx;
+mod sam;
 mod siglip;
 mod vision;
 mod vq;
 
 pub use backend_onnx::{SETTINGS as ONNX_SETTINGS, SessionOptions as OnnxOptions, runtime_version};
 pub use onnx::Probe;
-pub use vision::{VisionEncoder, load_vision};
+pub use vision::{Planes, VisionEncoder, load_vision};
 pub use vq::{VqDecoder, load_vq, pixels_to_rgb};

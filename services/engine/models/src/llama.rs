@@ -32,7 +32,12 @@ impl<B: Backend> Llama<B> {
     ) -> Result<Self, EngineError> {
         let weights = Weights::new(checkpoint);
         let decoder = Decoder::load(backend, config, &weights.at("model"), &weights, kv_blocks)?;
-        Ok(Self { card, limits: decoder.limits(None), decoder })
+        Ok(Self::around(card, decoder))
+    }
+
+    /// A model whose decoder lies elsewhere in its checkpoint.
+    pub fn around(card: ModelCard, decoder: Decoder<B>) -> Self {
+        Self { card, limits: decoder.limits(None), decoder }
     }
 }
 

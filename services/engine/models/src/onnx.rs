@@ -9,6 +9,30 @@ use crate::text_config::Fields;
 /// A named tensor for comparison with reference outputs: name as in the golden files, shape, row-major values.
 pub type Probe = (String, Vec<usize>, Vec<f32>);
 
+/// Colours of the pictures that go in.
+pub(crate) const CHANNELS: usize = 3;
+
+/// What a tower that takes pixels in 0..=1 does to them first.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Normalization {
+    mean: [f32; CHANNELS],
+    deviation: [f32; CHANNELS],
+}
+
+impl Normalization {
+    /// From the fields `pixel_mean` and `pixel_std` of an original configuration: a tower that has both normalises by itself (spec: vision.md 5).
+    pub fn read(at: &Fields<'_>, mean: Option<[f32; CHANNELS]>, deviation: Option<[f32; CHANNELS]>) -> Result<Option<Self>, EngineError> {
+        let both = mean.zip(deviation).map(|(mean, deviation)| Self { mean, deviation });
+        match both {
+            Some(Self { mean, .. }) if mean.iter().any(|m| !m.is_finite()) => Err(at.refuse("pixel_mean", "must be finite")),
+            Some(Self { deviation, .. }) if deviation.iter().any(|d| !d.is_finite() || *d == 0.0) => {
+                Err(at.refuse("pixel_std", "must be finite and not zero"))
+            }
+            both => Ok(both),
+        }
+    }
+}
+
 /// A graph that takes its weights from a checkpoint, every one checked against the shape that the configuration implies.
 pub(crate) struct Builder<'a> {
     pub graph: Graph,
@@ -68,6 +92,27 @@ impl<'a> Builder<'a> {
         Ok(self.graph.upsample_conv(x, &weight, &bias))
     }
 
+    /// `name.weight [out, in, side, side]`, without bias, the map framed by `side / 2` zeros. `x [B, in, H, W]`
+    pub fn plain_conv(
+        &mut self,
+        x: &Value,
+        name: &str,
+        (output, input, side): (usize, usize, usize),
+        stride: usize,
+    ) -> Result<Value, EngineError> {
+        let weight = self.weight(&format!("{name}.weight"), &[output, input, side, side])?;
+        Ok(self.graph.conv(x, &weight, None, stride, side / 2))
+    }
+
+    /// `(pixels - mean) / deviation`, channel by channel; the pixels themselves without such numbers. `pixels [B, 3, H, W]`
+    pub fn normalize(&mut self, pixels: &Value, by: Option<&Normalization>) -> Value {
+        let Some(Normalization { mean, deviation }) = by else { return pixels.clone() };
+        let shift = self.graph.floats(&[CHANNELS, 1, 1], &mean.map(|m| -m));
+        let factor = self.graph.floats(&[CHANNELS, 1, 1], &deviation.map(|d| 1.0 / d));
+        let centered = self.graph.add(pixels, &shift);
+        self.graph.mul(&centered, &factor)
+    }
+
     /// `name.weight`, `name.bias`. `x [N, width]`
     pub fn layer_norm(&mut self, x: &Value, name: &str, width: usize, epsilon: f32) -> Result<Value, EngineError> {
         let (weight, bias) = (self.weight(&format!("{name}.weight"), &[width])?, self.weight(&format!("{name}.bias"), &[width])?);
@@ -91,8 +136,8 @@ pub(crate) fn activation(fields: &Fields<'_>, name: Option<&str>) -> Result<Acti
 }
 
 /// Runs a graph of one output.
-pub(crate) fn run_single(session: &Session, what: &str, input: Input<'_>) -> Result<Vec<f32>, EngineError> {
-    let values = session.run(&[input])?.pop().map(|output| output.values).unwrap_or_default();
+pub(crate) fn run_single(session: &Session, what: &str, inputs: &[Input<'_>]) -> Result<Vec<f32>, EngineError> {
+    let values = session.run(inputs)?.pop().map(|output| output.values).unwrap_or_default();
     match values.iter().all(|value| value.is_finite()) {
         true => Ok(values),
         false => Err(EngineError::Compute(format!("NaN or infinity in the output of the {what}"))),
@@ -100,8 +145,8 @@ pub(crate) fn run_single(session: &Session, what: &str, input: Input<'_>) -> Res
 }
 
 /// Runs a graph once for its intermediate tensors; the first dimension, of size 1, is dropped.
-pub(crate) fn run_probe(graph: Graph, options: &SessionOptions, input: Input<'_>) -> Result<Vec<Probe>, EngineError> {
-    let outputs = Session::new(graph, options)?.run(&[input])?;
+pub(crate) fn run_probe(graph: Graph, options: &SessionOptions, inputs: &[Input<'_>]) -> Result<Vec<Probe>, EngineError> {
+    let outputs = Session::new(graph, options)?.run(inputs)?;
     let squeezed = |shape: Vec<usize>| if shape.first() == Some(&1) { shape[1..].to_vec() } else { shape };
     Ok(outputs.into_iter().map(|output| (output.name, squeezed(output.shape), output.values)).collect())
 }

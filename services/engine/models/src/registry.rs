@@ -8,7 +8,9 @@ use domain::ModelCard;
 use layers::{Backend, EngineError, LanguageModel};
 
 use crate::{
-    deepseek, deepseek_v2, generation,
+    deepseek, deepseek_v2,
+    deepseek_vl::{self, DeepSeekVlConfig},
+    generation,
     janus::{Janus, JanusConfig, Layout},
     llama::Llama,
     text_config::{Fields, TextConfig},
@@ -30,6 +32,7 @@ enum Family {
     Deepseek,
     DeepseekV2,
     Janus(Layout),
+    DeepSeekVl(deepseek_vl::Layout),
 }
 
 /// Loads the language side of a checkpoint onto the CPU. Weights stay in the mapped files.
@@ -57,6 +60,7 @@ pub fn load_language_on<B: Backend>(
             Box::new(Llama::load(backend, checkpoint, family.text(checkpoint)?, card, kv_blocks)?)
         }
         Family::Janus(layout) => Box::new(Janus::load(backend, checkpoint, layout, card, kv_blocks)?),
+        Family::DeepSeekVl(layout) => Box::new(deepseek_vl::load(backend, checkpoint, layout, card, kv_blocks)?),
     })
 }
 
@@ -68,6 +72,10 @@ pub fn card(checkpoint: &Checkpoint) -> Result<ModelCard, EngineError> {
         Family::Janus(layout) => {
             let config = JanusConfig::read(checkpoint, layout)?;
             (config.text, Some(config.grid), Some(config.image_tokens))
+        }
+        Family::DeepSeekVl(layout) => {
+            let config = DeepSeekVlConfig::read(checkpoint, layout)?;
+            (config.text, None, Some(config.image_tokens))
         }
     };
     let (default_sampling, default_image_sampling) = generation::defaults(checkpoint)?;
@@ -97,10 +105,14 @@ impl Family {
             "deepseek" if !deepseek_v2::has_ranks(checkpoint) => Ok(Self::Deepseek),
             "deepseek" | "deepseek_v2" => Ok(Self::DeepseekV2),
             "janus" => Ok(Self::Janus(Layout::Port)),
+            "deepseek_vl" | "deepseek_vl_hybrid" => Ok(Self::DeepSeekVl(deepseek_vl::Layout::Port)),
             // DeepSeek-VL, Janus and JanusFlow were published under one name; Janus is the one with a VQ tokenizer (spec: vision.md 1).
             "multi_modality" if has("gen_vision_config") => Ok(Self::Janus(Layout::Original)),
+            "multi_modality" if has("vision_config") && !has("vision_gen_enc_config") => {
+                Ok(Self::DeepSeekVl(deepseek_vl::Layout::Original))
+            }
             other => {
-                let known = "llama, deepseek, deepseek_v2, janus, multi_modality with gen_vision_config";
+                let known = "llama, deepseek, deepseek_v2, deepseek_vl, deepseek_vl_hybrid, janus, multi_modality with vision_config";
                 Err(Fields { checkpoint, path: "" }.refuse("model_type", format!("{other:?} is not supported (supported: {known})")))
             }
         }
@@ -113,6 +125,7 @@ impl Family {
             Self::Deepseek => deepseek::read(checkpoint),
             Self::DeepseekV2 => deepseek_v2::read(checkpoint),
             Self::Janus(layout) => Ok(JanusConfig::read(checkpoint, layout)?.text),
+            Self::DeepSeekVl(layout) => Ok(DeepSeekVlConfig::read(checkpoint, layout)?.text),
         }
     }
 }

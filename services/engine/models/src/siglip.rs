@@ -2,15 +2,14 @@
 //!
 //! Written over names and sizes, not over a family: every model here that sees has this tower.
 
-use backend_onnx::{Activation, Dim, Value};
+use backend_onnx::{Activation, Value};
 use checkpoint::Checkpoint;
 use layers::EngineError;
 use serde::Deserialize;
 
-use crate::onnx::{Builder, activation};
+use crate::onnx::{Builder, CHANNELS, Normalization, activation};
 use crate::text_config::Fields;
 
-const CHANNELS: usize = 3;
 /// Largest sizes that are believed, well beyond every published tower.
 const MOST_UNITS: usize = 1 << 16;
 const MOST_LAYERS: usize = 1 << 10;
@@ -30,8 +29,8 @@ pub(crate) struct Siglip {
     epsilon: f32,
     pub activation: Activation,
     attention_bias: bool,
-    /// Mean and deviation per channel, where the tower takes pixels in 0..=1 and normalises them itself.
-    normalize: Option<([f32; CHANNELS], [f32; CHANNELS])>,
+    /// Where the tower takes pixels in 0..=1 and normalises them itself.
+    normalization: Option<Normalization>,
     names: Names,
 }
 
@@ -53,7 +52,26 @@ enum Layout {
 
 const JANUS_PORT: Layout = Layout::Port { projection: "projection_layer" };
 
-/// `vision_config` of the ports; what is absent has the value of SigLIP-L/16-384, as there.
+/// What a field that a port's configuration leaves out means.
+#[derive(Debug)]
+pub(crate) struct Defaults {
+    hidden_size: usize,
+    /// `None`: four times the hidden size.
+    intermediate_size: Option<usize>,
+    layers: usize,
+    heads: usize,
+    image_size: usize,
+    activation: &'static str,
+}
+
+/// SigLIP-L/16-384, as in the port of Janus.
+pub(crate) const LARGE: Defaults =
+    Defaults { hidden_size: 1024, intermediate_size: None, layers: 24, heads: 16, image_size: 384, activation: "gelu" };
+/// SigLIP-B/16-224, as in the port of SigLIP itself, which the ports of DeepSeek-VL contain.
+pub(crate) const BASE: Defaults =
+    Defaults { hidden_size: 768, intermediate_size: Some(3072), layers: 12, heads: 12, image_size: 224, activation: "gelu_pytorch_tanh" };
+
+/// `vision_config` of the ports.
 #[derive(Debug, Deserialize)]
 struct PortConfig {
     image_size: Option<usize>,
@@ -87,7 +105,7 @@ struct OriginalParams {
 
 impl Siglip {
     /// The tower of a transformers port: sizes from the object `section` of `config.json`, tensors called `prefix...`.
-    pub fn read_port(checkpoint: &Checkpoint, section: &str, prefix: &str) -> Result<Self, EngineError> {
+    pub fn read_port(checkpoint: &Checkpoint, section: &str, prefix: &str, defaults: &Defaults) -> Result<Self, EngineError> {
         let config: PortConfig = checkpoint.config_as(&format!("/{section}"))?;
         let at = Fields { checkpoint, path: section };
         if config.num_channels.unwrap_or(CHANNELS) != CHANNELS {
@@ -96,29 +114,35 @@ impl Siglip {
         if config.use_qk_norm == Some(true) {
             return Err(at.refuse("use_qk_norm", "true is not supported"));
         }
-        let hidden_size = at.size("hidden_size", config.hidden_size, 1024, MOST_UNITS)?;
+        let hidden_size = at.size("hidden_size", config.hidden_size, defaults.hidden_size, MOST_UNITS)?;
+        let inner = defaults.intermediate_size.unwrap_or(inner(hidden_size, config.mlp_ratio));
         let projection = format!("{prefix}encoder.layers.0.self_attn.projection_layer.weight");
         let projection = if checkpoint.contains(&projection) { "projection_layer" } else { "out_proj" };
         Self {
-            image_size: at.size("image_size", config.image_size, 384, MOST_UNITS)?,
+            image_size: at.size("image_size", config.image_size, defaults.image_size, MOST_UNITS)?,
             patch_size: at.size("patch_size", config.patch_size, 16, MOST_UNITS)?,
             hidden_size,
-            intermediate_size: at.size("intermediate_size", config.intermediate_size, inner(hidden_size, config.mlp_ratio), MOST_UNITS)?,
-            layers: at.size("num_hidden_layers", config.num_hidden_layers, 24, MOST_LAYERS)?,
-            heads: at.size("num_attention_heads", config.num_attention_heads, 16, MOST_UNITS)?,
+            intermediate_size: at.size("intermediate_size", config.intermediate_size, inner, MOST_UNITS)?,
+            layers: at.size("num_hidden_layers", config.num_hidden_layers, defaults.layers, MOST_LAYERS)?,
+            heads: at.size("num_attention_heads", config.num_attention_heads, defaults.heads, MOST_UNITS)?,
             epsilon: config.layer_norm_eps.unwrap_or(1e-6) as f32,
-            activation: activation(&at, config.hidden_act.as_deref())?,
+            activation: activation(&at, config.hidden_act.as_deref().or(Some(defaults.activation)))?,
             attention_bias: config.attention_bias.unwrap_or(true),
-            normalize: None,
+            normalization: None,
             names: Names { prefix: prefix.into(), layout: Layout::Port { projection } },
         }
-        .checked(&at)
+        .checked(&at, "hidden_size")
     }
 
     /// The tower of an original repository: `params` of the object `section`, tensors called `prefix...`.
     pub fn read_original(checkpoint: &Checkpoint, section: &str, prefix: &str) -> Result<Self, EngineError> {
-        let params: OriginalParams = checkpoint.config_as(&format!("/{section}/params"))?;
-        let at = Fields { checkpoint, path: &format!("{section}/params") };
+        Self::read_params(checkpoint, &format!("{section}/params"), prefix)
+    }
+
+    /// The same with the object at `path` itself.
+    pub fn read_params(checkpoint: &Checkpoint, path: &str, prefix: &str) -> Result<Self, EngineError> {
+        let params: OriginalParams = checkpoint.config_as(&format!("/{path}"))?;
+        let at = Fields { checkpoint, path };
         let written_out = params.width.is_some() && params.layers.is_some() && params.heads.is_some() && params.patch_size.is_some();
         match params.model_name.as_deref() {
             Some("siglip_large_patch16_384" | "siglip_large_patch16_256") => (),
@@ -140,15 +164,15 @@ impl Siglip {
             epsilon: 1e-6,
             activation: Activation::Gelu,
             attention_bias: true,
-            normalize: params.pixel_mean.zip(params.pixel_std),
+            normalization: Normalization::read(&at, params.pixel_mean, params.pixel_std)?,
             names: Names { prefix: prefix.into(), layout: Layout::Original },
         }
-        .checked(&at)
+        .checked(&at, "width")
     }
 
-    fn checked(self, at: &Fields<'_>) -> Result<Self, EngineError> {
+    fn checked(self, at: &Fields<'_>, width: &str) -> Result<Self, EngineError> {
         if !self.hidden_size.is_multiple_of(self.heads) {
-            return Err(at.refuse("hidden_size", format!("{} is not a multiple of {} heads", self.hidden_size, self.heads)));
+            return Err(at.refuse(width, format!("{} is not a multiple of {} heads", self.hidden_size, self.heads)));
         }
         if self.image_size < self.patch_size {
             return Err(at.refuse("image_size", format!("{} is below the patch size {}", self.image_size, self.patch_size)));
@@ -156,25 +180,17 @@ impl Siglip {
         if !(self.epsilon.is_finite() && self.epsilon >= 0.0) {
             return Err(at.refuse("layer_norm_eps", "not a positive number"));
         }
-        if self.normalize.is_some_and(|(mean, deviation)| mean.iter().any(|m| !m.is_finite()) || deviation.contains(&0.0)) {
-            return Err(at.refuse("pixel_std", "pixel_mean and pixel_std must be finite and not zero"));
-        }
         Ok(self)
+    }
+
+    /// Patches in a row and in a column.
+    pub fn side(&self) -> usize {
+        self.image_size / self.patch_size
     }
 
     /// Patches, and so tokens, of one picture.
     pub fn tokens(&self) -> usize {
-        (self.image_size / self.patch_size).pow(2)
-    }
-
-    /// Shape of the input.
-    pub fn input(&self) -> [Dim; 4] {
-        [Dim::Named("images"), Dim::Fixed(CHANNELS), Dim::Fixed(self.image_size), Dim::Fixed(self.image_size)]
-    }
-
-    /// Values of one input picture.
-    pub fn input_len(&self) -> usize {
-        CHANNELS * self.image_size * self.image_size
+        self.side().pow(2)
     }
 
     /// `pixels [B, 3, S, S]` -> tokens `[B * N, hidden]`, normalised. Probes: `vision.hidden.*`.
@@ -198,15 +214,7 @@ impl Siglip {
     /// 1. patches, row by row; 2. a learned position is added to each.
     fn embed(&self, builder: &mut Builder<'_>, pixels: &Value) -> Result<Value, EngineError> {
         let (hidden, tokens) = (self.hidden_size, self.tokens());
-        let pixels = match &self.normalize {
-            None => pixels.clone(),
-            Some((mean, deviation)) => {
-                let shift = builder.graph.floats(&[CHANNELS, 1, 1], &mean.map(|m| -m));
-                let factor = builder.graph.floats(&[CHANNELS, 1, 1], &deviation.map(|d| 1.0 / d));
-                let centered = builder.graph.add(pixels, &shift);
-                builder.graph.mul(&centered, &factor)
-            }
-        };
+        let pixels = builder.normalize(pixels, self.normalization.as_ref());
         let name = self.names.of("embeddings.patch_embedding", "patch_embed.proj");
         let patches = builder.conv(&pixels, &name, (hidden, CHANNELS, self.patch_size), self.patch_size)?; // [B, hidden, side, side]
         let patches = builder.graph.reshape(&patches, &[0, hidden as i64, -1]); // [B, hidden, N]

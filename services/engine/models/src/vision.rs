@@ -3,14 +3,15 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use backend_onnx::{Activation, Input, Session, SessionOptions, Value};
+use backend_onnx::{Activation, Dim, Input, Session, SessionOptions, Value};
 use checkpoint::Checkpoint;
 use layers::EngineError;
 use serde::Deserialize;
 
-use crate::onnx::{Builder, Probe, run_probe, run_single};
-use crate::siglip::Siglip;
-use crate::text_config::Fields;
+use crate::onnx::{Builder, CHANNELS, Probe, run_probe, run_single};
+use crate::sam::Sam;
+use crate::siglip::{self, Siglip};
+use crate::text_config::{Fields, TextConfig};
 
 /// The vision side of a checkpoint, ready to run. Shared between threads; runs follow one another.
 #[derive(Debug)]
@@ -21,15 +22,46 @@ pub struct VisionEncoder {
     session: Session,
 }
 
-/// A tower and an MLP that takes its tokens to the language model's width.
+/// Pictures as the encoder takes them: `[3, size, size]` each, one after the other.
+#[derive(Debug, Clone, Copy)]
+pub struct Planes<'a> {
+    /// Sides of [`VisionEncoder::image_size`].
+    pub main: &'a [f32],
+    /// The same pictures with sides of [`VisionEncoder::high_res_size`], where there is such a size.
+    pub high_res: Option<&'a [f32]>,
+}
+
+/// Pictures for a model that takes each of them once.
+impl<'a, T: AsRef<[f32]> + ?Sized> From<&'a T> for Planes<'a> {
+    fn from(main: &'a T) -> Self {
+        Self { main: main.as_ref(), high_res: None }
+    }
+}
+
+/// One or two towers, and an aligner that takes their tokens to the language model's width.
 #[derive(Debug, Clone, PartialEq)]
-struct VisionModel {
+pub(crate) struct VisionModel {
     tower: Siglip,
-    /// Names of the linear layers, an activation between each two.
-    aligner: Vec<String>,
-    activation: Activation,
+    high_res: Option<HighRes>,
+    aligner: Aligner,
     /// Hidden size of the language model.
     width: usize,
+}
+
+/// The second tower of a hybrid model.
+#[derive(Debug, Clone, PartialEq)]
+struct HighRes {
+    tower: Sam,
+    /// Whether the picture comes once, for this tower, and the other one gets it shrunk by the model itself (spec: vision.md 5).
+    shared: bool,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Aligner {
+    /// Linear layers by name, an activation between each two.
+    Mlp { layers: Vec<String>, activation: Activation },
+    /// Each tower's tokens to half the width, high resolution first; then an activation and a linear layer for each name (spec: vision.md 4).
+    Split { high_res: &'static str, low_res: &'static str, layers: Vec<String> },
 }
 
 /// Loads the vision side of a checkpoint; `None` where it has none.
@@ -43,7 +75,7 @@ pub fn load_vision(checkpoint: &Arc<Checkpoint>, options: &SessionOptions) -> Re
 impl VisionEncoder {
     /// Rows that one picture becomes.
     pub fn tokens_per_image(&self) -> usize {
-        self.model.tower.tokens()
+        self.model.tokens()
     }
 
     /// Values of a row: the hidden size of the language model.
@@ -51,9 +83,20 @@ impl VisionEncoder {
         self.model.width
     }
 
-    /// Sides of the input, pixels.
+    /// Sides of the main input, pixels.
     pub fn image_size(&self) -> usize {
-        self.model.tower.image_size
+        match &self.model.high_res {
+            Some(HighRes { tower, shared: true }) => tower.image_size,
+            _ => self.model.tower.image_size,
+        }
+    }
+
+    /// Sides of the high-resolution input, pixels; `None` for a model that takes each picture once.
+    pub fn high_res_size(&self) -> Option<usize> {
+        match &self.model.high_res {
+            Some(HighRes { tower, shared: false }) => Some(tower.image_size),
+            _ => None,
+        }
     }
 
     /// A digest of everything that decides the result: the graph and its weights. Reads every weight once.
@@ -61,10 +104,9 @@ impl VisionEncoder {
         self.session.fingerprint()
     }
 
-    /// Embeds pictures: `[3, size, size]` each, one after the other -> `[pictures * tokens_per_image, width]`.
-    pub fn encode(&self, pixel_values: &[f32]) -> Result<Vec<f32>, EngineError> {
-        let shape = self.shape(pixel_values)?;
-        run_single(&self.session, "vision tower", Input::Floats { shape: &shape, values: pixel_values })
+    /// Embeds pictures -> `[pictures * tokens_per_image, width]`, picture by picture.
+    pub fn encode<'a>(&self, pictures: impl Into<Planes<'a>>) -> Result<Vec<f32>, EngineError> {
+        self.with_inputs(pictures.into(), |inputs| run_single(&self.session, "vision tower", inputs))
     }
 
     /// The graph as an ONNX file for other programs, and the folder that it belongs in.
@@ -72,20 +114,38 @@ impl VisionEncoder {
         self.session.onnx()
     }
 
-    /// The intermediate tensors for one picture, named as in reference outputs: `vision.hidden.*`, `image_features`.
-    pub fn probe(&self, pixel_values: &[f32]) -> Result<Vec<Probe>, EngineError> {
-        let shape = self.shape(pixel_values)?;
+    /// The intermediate tensors for one picture, named as in reference outputs: `vision.hidden.*`, `sam.*`, `image_features`.
+    pub fn probe<'a>(&self, picture: impl Into<Planes<'a>>) -> Result<Vec<Probe>, EngineError> {
         let graph = self.model.build(&self.checkpoint, true)?.graph;
-        run_probe(graph, &self.options, Input::Floats { shape: &shape, values: pixel_values })
+        self.with_inputs(picture.into(), |inputs| run_probe(graph, &self.options, inputs))
     }
 
-    fn shape(&self, pixel_values: &[f32]) -> Result<[usize; 4], EngineError> {
-        let (side, one) = (self.image_size(), self.model.tower.input_len());
-        if pixel_values.is_empty() || !pixel_values.len().is_multiple_of(one) {
-            return Err(EngineError::Step(format!("{} pixel values, {one} make a picture of {side} x {side}", pixel_values.len())));
+    /// The planes as inputs of the graph, once their sizes are found to be right.
+    fn with_inputs<T>(&self, planes: Planes<'_>, run: impl FnOnce(&[Input<'_>]) -> Result<T, EngineError>) -> Result<T, EngineError> {
+        let shape = shape(planes.main, self.image_size())?;
+        let main = Input::Floats { shape: &shape, values: planes.main };
+        match (self.high_res_size(), planes.high_res) {
+            (None, None) => run(&[main]),
+            (Some(size), Some(values)) => {
+                let high = self::shape(values, size)?;
+                if high[0] != shape[0] {
+                    return Err(EngineError::Step(format!("{} pictures, {} of high resolution", shape[0], high[0])));
+                }
+                run(&[main, Input::Floats { shape: &high, values }])
+            }
+            (Some(size), None) => Err(EngineError::Step(format!("no pictures of {size} x {size}, which the high-resolution tower needs"))),
+            (None, Some(_)) => Err(EngineError::Step("pictures of high resolution, which this model does not take".into())),
         }
-        Ok([pixel_values.len() / one, 3, side, side])
     }
+}
+
+/// Shape of pictures with sides of `size` pixels.
+fn shape(values: &[f32], size: usize) -> Result<[usize; 4], EngineError> {
+    let one = CHANNELS * size * size;
+    if values.is_empty() || !values.len().is_multiple_of(one) {
+        return Err(EngineError::Step(format!("{} pixel values, {one} make a picture of {size} x {size}", values.len())));
+    }
+    Ok([values.len() / one, CHANNELS, size, size])
 }
 
 #[derive(Debug, Deserialize)]
@@ -102,22 +162,33 @@ struct OriginalAligner {
     n_embed: Option<usize>,
 }
 
+/// `vision_config.params` of the original hybrid tower.
+#[derive(Debug, Deserialize)]
+struct OriginalHybrid {
+    concat_type: Option<String>,
+}
+
 const MOST_LAYERS: usize = 64;
 const MOST_UNITS: usize = 1 << 16;
 
+const MLP: &str = "mlp_gelu";
+const SPLIT: &str = "low_high_hybrid_split_mlp_gelu";
+
 impl VisionModel {
     /// What the checkpoint's configuration says; `None` for a model that does not see.
-    fn read(checkpoint: &Checkpoint) -> Result<Option<Self>, EngineError> {
+    pub fn read(checkpoint: &Checkpoint) -> Result<Option<Self>, EngineError> {
         let has = |field: &str| checkpoint.config().get(field).is_some();
         match checkpoint.model_type() {
-            "janus" => Self::read_port(checkpoint).map(Some),
-            "multi_modality" if has("gen_vision_config") => Self::read_original(checkpoint).map(Some),
+            "janus" => Self::read_janus_port(checkpoint).map(Some),
+            "deepseek_vl" => Self::read_vl_port(checkpoint, false).map(Some),
+            "deepseek_vl_hybrid" => Self::read_vl_port(checkpoint, true).map(Some),
+            "multi_modality" if has("vision_config") => Self::read_original(checkpoint).map(Some),
             _ => Ok(None),
         }
     }
 
-    fn read_port(checkpoint: &Checkpoint) -> Result<Self, EngineError> {
-        let tower = Siglip::read_port(checkpoint, "vision_config", "model.vision_model.")?;
+    fn read_janus_port(checkpoint: &Checkpoint) -> Result<Self, EngineError> {
+        let tower = Siglip::read_port(checkpoint, "vision_config", "model.vision_model.", &siglip::LARGE)?;
         let fields: AlignerFields = checkpoint.config_as("/vision_config")?;
         let at = Fields { checkpoint, path: "vision_config" };
         let depth = at.size("depth", fields.depth, 2, MOST_LAYERS)?;
@@ -125,52 +196,177 @@ impl VisionModel {
             0 => "model.aligner.fc1".to_owned(),
             _ => format!("model.aligner.hidden_layers.{}", index - 1),
         };
+        let activation = crate::onnx::activation(&at, fields.hidden_act.as_deref())?;
         Ok(Self {
-            activation: crate::onnx::activation(&at, fields.hidden_act.as_deref())?,
+            aligner: Aligner::Mlp { layers: (0..depth).map(layer).collect(), activation },
             width: at.size("projection_dim", fields.projection_dim, 2048, MOST_UNITS)?,
-            aligner: (0..depth).map(layer).collect(),
+            high_res: None,
             tower,
         })
+    }
+
+    fn read_vl_port(checkpoint: &Checkpoint, hybrid: bool) -> Result<Self, EngineError> {
+        // Files written by older versions of the library have one level more.
+        let doubled = "model.vision_model.vision_model.";
+        let prefix = match checkpoint.contains(&format!("{doubled}embeddings.patch_embedding.weight")) {
+            true => doubled,
+            false => "model.vision_model.",
+        };
+        let aligner = match hybrid {
+            false => {
+                Aligner::Mlp { layers: vec!["model.aligner.linear1".into(), "model.aligner.linear2".into()], activation: Activation::Gelu }
+            }
+            true => Aligner::Split {
+                high_res: "model.aligner.high_res_vision_proj",
+                low_res: "model.aligner.vision_proj",
+                layers: vec!["model.aligner.proj".into()],
+            },
+        };
+        let high_res = match hybrid {
+            false => None,
+            true => Some(HighRes { tower: Sam::read_port(checkpoint, "high_res_vision_config")?, shared: false }),
+        };
+        Self {
+            tower: Siglip::read_port(checkpoint, "vision_config", prefix, &siglip::BASE)?,
+            high_res,
+            aligner,
+            width: TextConfig::read(checkpoint, "/text_config")?.hidden_size,
+        }
+        .checked(Fields { checkpoint, path: "text_config" }, "hidden_size")
     }
 
     fn read_original(checkpoint: &Checkpoint) -> Result<Self, EngineError> {
-        let tower = Siglip::read_original(checkpoint, "vision_config", "vision_model.vision_tower.")?;
+        let (tower, high_res) = match class(checkpoint)? {
+            Class::Clip => (Siglip::read_original(checkpoint, "vision_config", "vision_model.vision_tower.")?, None),
+            Class::Hybrid => {
+                let params: OriginalHybrid = checkpoint.config_as("/vision_config/params")?;
+                if let Some(other) = params.concat_type.filter(|kind| kind != "tuple") {
+                    let at = Fields { checkpoint, path: "vision_config/params" };
+                    return Err(at.refuse("concat_type", format!("{other:?} is not supported, only \"tuple\"")));
+                }
+                let low = "vision_model.vision_tower_low.vision_tower.";
+                let tower = Siglip::read_params(checkpoint, "vision_config/params/low_res_cfg", low)?;
+                (tower, Some(HighRes { tower: Sam::read_original(checkpoint, "vision_config/params/high_res_cfg")?, shared: true }))
+            }
+        };
         let params: OriginalAligner = checkpoint.config_as("/aligner_config/params")?;
         let at = Fields { checkpoint, path: "aligner_config/params" };
+        let known = if high_res.is_some() { SPLIT } else { MLP };
         match params.projector_type.as_deref() {
-            None | Some("mlp_gelu") => (),
-            Some(other) => return Err(at.refuse("projector_type", format!("{other:?} is not supported, only \"mlp_gelu\""))),
+            Some(projector) if projector == known => (),
+            None if high_res.is_none() => (),
+            None => return Err(at.refuse("projector_type", format!("missing, {known:?} expected"))),
+            Some(other) => return Err(at.refuse("projector_type", format!("{other:?} is not supported for this tower, only {known:?}"))),
         }
         let depth = at.size("depth", params.depth, 2, MOST_LAYERS)?;
-        Ok(Self {
-            activation: Activation::Gelu,
+        let layer = |index: usize| format!("aligner.layers.{index}");
+        Self {
+            aligner: match high_res {
+                // The activations count.
+                None => Aligner::Mlp { layers: (0..depth).map(|index| layer(2 * index)).collect(), activation: Activation::Gelu },
+                Some(_) => Aligner::Split {
+                    high_res: "aligner.high_up_proj",
+                    low_res: "aligner.low_up_proj",
+                    layers: (1..depth).map(|index| layer(2 * index - 1)).collect(),
+                },
+            },
             width: at.size("n_embed", params.n_embed, 2048, MOST_UNITS)?,
-            aligner: (0..depth).map(|index| format!("aligner.layers.{}", 2 * index)).collect(), // the activations count
+            high_res,
             tower,
-        })
+        }
+        .checked(at, "n_embed")
     }
 
-    /// `pixel_values [B, 3, S, S]` -> `image_features [B * N, width]`; with the batch apart, when probing.
+    fn checked(self, at: Fields<'_>, width: &str) -> Result<Self, EngineError> {
+        match &self.aligner {
+            Aligner::Split { .. } if !self.width.is_multiple_of(2) => {
+                Err(at.refuse(width, format!("{} is odd: each of two towers takes half of it", self.width)))
+            }
+            _ => Ok(self),
+        }
+    }
+
+    /// Rows that one picture becomes.
+    pub fn tokens(&self) -> usize {
+        self.tower.tokens()
+    }
+
+    /// Values of a row: the hidden size of the language model.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// `pixel_values [B, 3, S, S]`, and for a second tower `high_res_pixel_values` -> `image_features [B * N, width]`; with the batch apart,
+    /// when probing.
     fn build<'a>(&self, checkpoint: &'a Checkpoint, probing: bool) -> Result<Builder<'a>, EngineError> {
         let mut builder = Builder::new(checkpoint, probing);
-        let pixels = builder.graph.input("pixel_values", &self.tower.input());
-        let tokens = self.tower.build(&mut builder, &pixels)?; // [B * N, hidden]
-        let features = self.align(&mut builder, tokens)?; // [B * N, width]
+        let (low, high) = self.inputs(&mut builder);
+        let low = self.tower.build(&mut builder, &low)?; // [B * N, hidden]
+        let high = match (&self.high_res, high) {
+            (Some(HighRes { tower, .. }), Some(pixels)) => Some((tower.build(&mut builder, &pixels, self.tower.side())?, tower.width())),
+            _ => None,
+        };
+        let features = self.align(&mut builder, low, high)?; // [B * N, width]
         let shape = if probing { vec![-1, self.tower.tokens() as i64, self.width as i64] } else { vec![-1, self.width as i64] };
         let features = builder.graph.reshape(&features, &shape);
         builder.graph.output("image_features", &features);
         Ok(builder)
     }
 
-    fn align(&self, builder: &mut Builder<'_>, mut x: Value) -> Result<Value, EngineError> {
-        let mut input = self.tower.hidden_size;
-        for (index, name) in self.aligner.iter().enumerate() {
-            if index > 0 {
-                x = builder.graph.activate(&x, self.activation);
+    /// The pixels for each tower.
+    fn inputs(&self, builder: &mut Builder<'_>) -> (Value, Option<Value>) {
+        let square = |size| [Dim::Named("images"), Dim::Fixed(CHANNELS), Dim::Fixed(size), Dim::Fixed(size)];
+        match &self.high_res {
+            None => (builder.graph.input("pixel_values", &square(self.tower.image_size)), None),
+            Some(HighRes { tower, shared: false }) => {
+                let low = builder.graph.input("pixel_values", &square(self.tower.image_size));
+                (low, Some(builder.graph.input("high_res_pixel_values", &square(tower.image_size))))
             }
-            x = builder.linear(&x, name, [self.width, input], true)?;
-            input = self.width;
+            Some(HighRes { tower, shared: true }) => {
+                let high = builder.graph.input("pixel_values", &square(tower.image_size));
+                (builder.graph.resize_linear(&high, self.tower.image_size, true), Some(high))
+            }
+        }
+    }
+
+    /// `low [B * N, hidden]`, and `high` with its width, if there is one -> `[B * N, width]`.
+    fn align(&self, builder: &mut Builder<'_>, low: Value, high: Option<(Value, usize)>) -> Result<Value, EngineError> {
+        let (mut x, rest, activation) = match (&self.aligner, high) {
+            (Aligner::Split { high_res, low_res, layers }, Some((high, high_width))) => {
+                let half = self.width / 2;
+                let high = builder.linear(&high, high_res, [half, high_width], true)?;
+                let low = builder.linear(&low, low_res, [half, self.tower.hidden_size], true)?;
+                (builder.graph.concat(&[&high, &low]), &layers[..], Activation::Gelu)
+            }
+            (Aligner::Mlp { layers, activation }, _) => {
+                let (first, rest) = layers.split_at(1);
+                (builder.linear(&low, &first[0], [self.width, self.tower.hidden_size], true)?, rest, *activation)
+            }
+            (Aligner::Split { .. }, None) => return Err(EngineError::Compute("an aligner for two towers, and one tower".into())),
+        };
+        for name in rest {
+            x = builder.graph.activate(&x, activation);
+            x = builder.linear(&x, name, [self.width, self.width], true)?;
         }
         Ok(x)
+    }
+}
+
+/// Which towers an original configuration means.
+enum Class {
+    Clip,
+    Hybrid,
+}
+
+fn class(checkpoint: &Checkpoint) -> Result<Class, EngineError> {
+    let at = Fields { checkpoint, path: "vision_config" };
+    match checkpoint.config().pointer("/vision_config/cls").map(|cls| cls.as_str()) {
+        Some(Some("CLIPVisionTower")) => Ok(Class::Clip),
+        Some(Some("HybridVisionTower")) => Ok(Class::Hybrid),
+        Some(Some(other)) => {
+            Err(at.refuse("cls", format!("{other:?} is not supported, only \"CLIPVisionTower\" and \"HybridVisionTower\"")))
+        }
+        Some(None) => Err(at.refuse("cls", "a string expected")),
+        None => Err(at.refuse("cls", "missing")),
     }
 }

@@ -98,7 +98,7 @@ impl VqDecoder {
     /// Paints a complete code map, row by row -> `[3, height, width]`, about -1..=1.
     pub fn decode(&self, codes: &[u32]) -> Result<Vec<f32>, EngineError> {
         let ids = self.check(codes)?;
-        run_single(&self.session, "VQ decoder", Input::Ids { shape: &[1, ids.len()], values: &ids })
+        run_single(&self.session, "VQ decoder", &[Input::Ids { shape: &[1, ids.len()], values: &ids }])
     }
 
     /// The graph as an ONNX file for other programs, and the folder that it belongs in.
@@ -110,7 +110,7 @@ impl VqDecoder {
     pub fn probe(&self, codes: &[u32]) -> Result<Vec<Probe>, EngineError> {
         let ids = self.check(codes)?;
         let graph = self.model.build(&self.checkpoint, true)?.graph;
-        run_probe(graph, &self.options, Input::Ids { shape: &[1, ids.len()], values: &ids })
+        run_probe(graph, &self.options, &[Input::Ids { shape: &[1, ids.len()], values: &ids }])
     }
 
     fn check(&self, codes: &[u32]) -> Result<Vec<i64>, EngineError> {

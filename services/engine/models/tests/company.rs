@@ -10,7 +10,7 @@ use support::{
     Recorder, Sequence, WHOLE, advance, argmax, assert_close, decode, fixture, generate, golden::Golden, load, load_with, prefill, tokens,
 };
 
-const FIXTURES: [&str; 6] = ["llama", "llama_gqa", "moe_v1", "v2_lite", "v2_full", "janus"];
+const FIXTURES: [&str; 7] = ["llama", "llama_gqa", "moe_v1", "v2_lite", "v2_full", "janus", "deepseek_vl"];
 
 fn prompt(fixture_name: &str, prompt: &str) -> Vec<u32> {
     Golden::open(&fixture(fixture_name)).ids(&format!("{prompt}.input_ids"))

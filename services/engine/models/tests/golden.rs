@@ -8,7 +8,8 @@ use std::{path::Path, sync::Arc};
 
 use layers::{BlockId, Head, LanguageModel, RowInput};
 use support::{
-    Recorder, Sequence, WHOLE, advance, argmax, assert_close, fixture, generate_seen, golden::Golden, load, prefill, tokens, writer,
+    Recorder, Sequence, WHOLE, advance, argmax, assert_close, fixture, generate_seen, golden::Golden, load, original, prefill, tokens,
+    writer,
 };
 
 struct Tolerance {
@@ -26,6 +27,8 @@ const JANUS: Tolerance = Tolerance { hidden: 1e-4, prefill: 1e-4, decode: 1e-4, 
 const MOE_V1: Tolerance = Tolerance { hidden: 1e-4, prefill: 1e-4, decode: 1e-4, router_logits: 5e-5, router_weights: 5e-5 };
 const V2_LITE: Tolerance = Tolerance { hidden: 1e-4, prefill: 1e-4, decode: 1e-4, router_logits: 1e-4, router_weights: 5e-5 };
 const V2_FULL: Tolerance = Tolerance { hidden: 5e-4, prefill: 5e-4, decode: 2e-4, router_logits: 1e-4, router_weights: 5e-4 };
+const DEEPSEEK_VL: Tolerance = Tolerance { hidden: 1e-4, prefill: 2e-4, decode: 5e-5, ..NO_EXPERTS };
+const DEEPSEEK_VL_HYBRID: Tolerance = Tolerance { hidden: 2e-4, prefill: 2e-4, decode: 1e-4, ..NO_EXPERTS };
 
 /// In one piece, in pieces of no power of two, and token by token.
 const CHUNKS: [usize; 3] = [WHOLE, 7, 1];
@@ -62,6 +65,26 @@ fn latent_attention() {
 fn latent_attention_with_low_rank_queries_and_groups_of_experts() {
     for prompt in ["p0", "p1"] {
         check_text(&fixture("v2_full"), prompt, &V2_FULL);
+    }
+}
+
+#[test]
+fn deepseek_vl_reads_one_picture_and_two() {
+    for prompt in ["p0", "p1"] {
+        check_text(&fixture("deepseek_vl"), prompt, &DEEPSEEK_VL);
+        check_text(&fixture("deepseek_vl_hybrid"), prompt, &DEEPSEEK_VL_HYBRID);
+    }
+}
+
+/// The same weights under the names and configuration of the published checkpoints.
+#[test]
+fn deepseek_vl_in_the_original_layout() {
+    for (name, tolerance) in [("deepseek_vl", &DEEPSEEK_VL), ("deepseek_vl_hybrid", &DEEPSEEK_VL_HYBRID)] {
+        let dir = tempfile::tempdir().unwrap();
+        original::deepseek_vl(&fixture(name), dir.path());
+        for prompt in ["p0", "p1"] {
+            check_text_of(dir.path(), &fixture(name), prompt, tolerance);
+        }
     }
 }
 

@@ -3,7 +3,6 @@
 
 mod support;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -12,11 +11,14 @@ use checkpoint::Checkpoint;
 use models::{OnnxOptions, load_vision, load_vq};
 use serde_json::{Value, json};
 use support::writer::{Random, Stored, write};
-use support::{assert_close, fixture, golden::Golden, naive_pixels};
+use support::{
+    assert_close, fixture,
+    golden::Golden,
+    naive_pixels,
+    original::{Raw, random_weights},
+};
 
 const OPTIONS: OnnxOptions = OnnxOptions { threads: 2 };
-
-type Raw = BTreeMap<String, (Stored, Vec<usize>, Vec<u8>)>;
 
 fn open(dir: &Path) -> Arc<Checkpoint> {
     Arc::new(Checkpoint::open(dir).unwrap())
@@ -125,29 +127,21 @@ fn feature_selection_and_the_towers_own_normalisation() {
     assert_close("layer1", &probes[2].2, &golden.values("p0.vision.hidden.layer1"), 5e-5);
 }
 
-/// Random weights for `shapes`, small where many are summed.
-fn random(shapes: &[(String, Vec<usize>)], seed: u64) -> (Raw, naive_pixels::Tensors) {
-    let mut random = Random(seed);
-    let (mut raw, mut plain) = (Raw::new(), naive_pixels::Tensors::new());
-    for (name, shape) in shapes {
-        let fan_in = shape[1..].iter().product::<usize>().max(1) as f64;
-        let one_d = shape.len() == 1;
-        let values: Vec<f32> = (0..shape.iter().product())
-            .map(|_| {
-                let value = (1.7 * random.uniform()) / if one_d { 5.0 } else { fan_in.sqrt() };
-                (if one_d && name.ends_with("weight") { value + 1.0 } else { value }) as f32
-            })
-            .collect();
-        raw.insert(name.clone(), (Stored::F32, shape.clone(), values.iter().flat_map(|v| v.to_le_bytes()).collect()));
-        plain.insert(name.clone(), values.iter().map(|&v| f64::from(v)).collect());
-    }
-    (raw, plain)
-}
-
 #[test]
 fn a_tower_of_odd_sizes() {
-    let sizes = naive_pixels::Tower { image: 30, patch: 7, hidden: 60, inner: 90, layers: 2, heads: 5, width: 44, depth: 3, epsilon: 1e-3 };
-    let (raw, plain) = random(&sizes.shapes(), 11);
+    let sizes = naive_pixels::Tower {
+        image: 30,
+        patch: 7,
+        hidden: 60,
+        inner: 90,
+        layers: 2,
+        heads: 5,
+        width: 44,
+        depth: 3,
+        epsilon: 1e-3,
+        names: naive_pixels::JANUS,
+    };
+    let (raw, plain) = random_weights(&sizes.shapes_with_aligner(), 11);
     let dir = tempfile::tempdir().unwrap();
     let config = json!({"model_type": "janus", "vision_config": {
         "image_size": 30, "patch_size": 7, "hidden_size": 60, "mlp_ratio": 1.5, "num_hidden_layers": 2, "num_attention_heads": 5,
@@ -164,7 +158,7 @@ fn a_tower_of_odd_sizes() {
 #[test]
 fn a_decoder_of_odd_sizes() {
     let sizes = naive_pixels::Vq { side: 3, codebook: 40, code: 5, latent: 7, levels: vec![64, 96, 32], blocks: 3 };
-    let (raw, plain) = random(&sizes.shapes(), 12);
+    let (raw, plain) = random_weights(&sizes.shapes(), 12);
     let dir = tempfile::tempdir().unwrap();
     let config = json!({"model_type": "janus", "vq_config": {
         "num_patches": 3, "num_embeddings": 40, "embed_dim": 5, "latent_channels": 7, "base_channels": 32,

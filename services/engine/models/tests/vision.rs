@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use checkpoint::Checkpoint;
 use layers::EngineError;
-use models::{OnnxOptions, Probe, VisionEncoder, VqDecoder, load_vision, load_vq, pixels_to_rgb};
+use models::{OnnxOptions, Planes, Probe, VisionEncoder, VqDecoder, load_vision, load_vq, pixels_to_rgb};
 use safetensors::SafeTensors;
 use support::{fixture, golden::Golden};
 
@@ -52,6 +52,57 @@ fn tower_and_aligner_equal_the_reference() {
     assert_eq!(compare(&golden, "p0.", &probes, 5e-5), golden.names("p0.vision.hidden.").len() + 1);
     let features = encoder.encode(&pixels).unwrap();
     assert_close("image_features", &features, &golden.values("p0.image_features"), 5e-5);
+}
+
+#[test]
+fn one_tower_of_deepseek_vl_equals_the_reference() {
+    let dir = fixture("deepseek_vl");
+    let (encoder, golden) = (encoder(&dir), Golden::open(&dir));
+    assert_eq!((encoder.tokens_per_image(), encoder.width(), encoder.image_size(), encoder.high_res_size()), (36, 64, 48, None));
+    let pixels = golden.values("p0.pixel_values");
+    let probes = encoder.probe(&pixels).unwrap();
+    let (features, tower) = probes.split_last().unwrap();
+    assert_eq!(compare(&golden, "p0.", tower, 1e-4), golden.names("p0.vision.hidden.").len());
+    assert_close("p0.image_features", &features.2, &golden.values("p0.image_features"), 5e-5);
+    let both = encoder.encode(&golden.values("p1.pixel_values")).unwrap();
+    assert_close("p1.image_features", &both, &golden.values("p1.image_features"), 5e-5);
+}
+
+#[test]
+fn both_towers_of_deepseek_vl_equal_the_reference() {
+    let dir = fixture("deepseek_vl_hybrid");
+    let (encoder, golden) = (encoder(&dir), Golden::open(&dir));
+    assert_eq!((encoder.tokens_per_image(), encoder.width(), encoder.image_size(), encoder.high_res_size()), (36, 64, 48, Some(96)));
+    for prompt in ["p0.", "p1."] {
+        let planes = ["pixel_values", "high_res_pixel_values"].map(|name| golden.values(&format!("{prompt}{name}")));
+        let planes = Planes { main: &planes[0], high_res: Some(&planes[1]) };
+        let probes = encoder.probe(planes).unwrap();
+        let (sam, others): (Vec<_>, Vec<_>) = probes.into_iter().partition(|probe| probe.0.starts_with("sam."));
+        assert_eq!(compare(&golden, prompt, &sam, 2e-4), golden.names(&format!("{prompt}sam.")).len());
+        assert_eq!(compare(&golden, prompt, &others, 1e-4), golden.names(&format!("{prompt}vision.hidden.")).len() + 1);
+        assert_close("image_features", &encoder.encode(planes).unwrap(), &golden.values(&format!("{prompt}image_features")), 1e-4);
+    }
+}
+
+/// A picture in two sizes is one picture, or none.
+#[test]
+fn planes_that_do_not_belong_together_are_refused() {
+    let (one, two) = (encoder(&fixture("deepseek_vl")), encoder(&fixture("deepseek_vl_hybrid")));
+    let (low, high) = (vec![0.0; 3 * 48 * 48], vec![0.0; 3 * 96 * 96]);
+    let twice = [&high[..], &high].concat();
+    let rows = [
+        (&one, Planes { main: &low, high_res: Some(&high) }, "does not take"),
+        (&two, Planes { main: &low, high_res: None }, "96 x 96"),
+        (&two, Planes { main: &low, high_res: Some(&low) }, "make a picture of 96 x 96"),
+        (&two, Planes { main: &high, high_res: Some(&twice) }, "4 pictures, 2 of high resolution"),
+    ];
+    for (encoder, planes, expected) in rows {
+        match encoder.encode(planes) {
+            Err(EngineError::Step(reason)) => assert!(reason.contains(expected), "{reason}"),
+            other => panic!("{expected}: {other:?}"),
+        }
+    }
+    assert!(two.encode(Planes { main: &low, high_res: Some(&high) }).is_ok());
 }
 
 #[test]

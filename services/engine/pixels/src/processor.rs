@@ -26,6 +26,8 @@ pub struct Processor {
 struct Target {
     /// Side of the square, pixels.
     size: u32,
+    /// The field that says so.
+    size_field: &'static str,
     filter: Filter,
     /// Colour of the padding.
     background: [u8; CHANNELS],
@@ -76,26 +78,21 @@ impl Processor {
             }
         }
         let min_size = fields.min_size.unwrap_or(14).max(1);
-        let (size, rounding) = match (&fields.size, fields.image_size) {
-            (Some(size), _) => (size.side("size")?, Rounding::Nearest),
-            (None, Some(size)) => (size, Rounding::Truncate),
+        let (names, size, rounding) = match (&fields.size, fields.image_size) {
+            (Some(size), _) => (&MAIN, size.side("size")?, Rounding::Nearest),
+            (None, Some(size)) => (&ORIGINAL, size, Rounding::Truncate),
             (None, None) => return Err(config("size", "missing")),
         };
-        let main = fields.target(("size", size), fields.resample, (&fields.image_mean, &fields.image_std))?;
+        let main = fields.target(names, size, fields.resample, (&fields.image_mean, &fields.image_std))?;
         let high_res = match &fields.high_res_size {
             None => None,
             Some(size) => {
                 let statistics = (&fields.high_res_image_mean, &fields.high_res_image_std);
-                Some(fields.target(("high_res_size", size.side("high_res_size")?), fields.high_res_resample, statistics)?)
+                Some(fields.target(&HIGH_RES, size.side("high_res_size")?, fields.high_res_resample, statistics)?)
             }
         };
-        for (field, target) in [("size", Some(&main)), ("high_res_size", high_res.as_ref())] {
-            match target {
-                Some(target) if target.size < min_size => {
-                    return Err(config(field, format!("{} is below min_size {min_size}", target.size)));
-                }
-                _ => {}
-            }
+        if let Some(target) = [Some(&main), high_res.as_ref()].into_iter().flatten().find(|target| target.size < min_size) {
+            return Err(config(target.size_field, format!("{} is below min_size {min_size}", target.size)));
         }
         Ok(Self { main, high_res, rounding, min_size })
     }
@@ -105,6 +102,7 @@ impl Processor {
         let half = [0.5; CHANNELS];
         let main = Target {
             size,
+            size_field: ORIGINAL.size,
             filter: Filter::Bicubic,
             background: [127; CHANNELS],
             rescale: Some(1.0 / 255.0),
@@ -116,6 +114,11 @@ impl Processor {
     /// Side of the main input, pixels.
     pub fn size(&self) -> usize {
         self.main.size as usize
+    }
+
+    /// The field of `preprocessor_config.json` that holds the side of the main input.
+    pub fn size_field(&self) -> &'static str {
+        self.main.size_field
     }
 
     /// Side of the high-resolution input of a hybrid model, pixels.
@@ -196,6 +199,19 @@ fn pad(image: &Rgb, size: u32, background: [u8; CHANNELS]) -> Rgb {
     Rgb { width: size, height: size, data }
 }
 
+/// How the fields of one input are called.
+struct Names {
+    size: &'static str,
+    resample: &'static str,
+    mean: &'static str,
+    deviation: &'static str,
+}
+
+const MAIN: Names = Names { size: "size", resample: "resample", mean: "image_mean", deviation: "image_std" };
+const ORIGINAL: Names = Names { size: "image_size", ..MAIN };
+const HIGH_RES: Names =
+    Names { size: "high_res_size", resample: "high_res_resample", mean: "high_res_image_mean", deviation: "high_res_image_std" };
+
 /// The fields of `preprocessor_config.json` that count here.
 #[derive(Debug, Deserialize)]
 struct Fields {
@@ -235,22 +251,23 @@ impl Size {
 impl Fields {
     fn target(
         &self,
-        (field, size): (&'static str, u32),
+        names: &Names,
+        size: u32,
         resample: Option<u32>,
         (mean, deviation): (&Option<Vec<f64>>, &Option<Vec<f64>>),
     ) -> Result<Target, PixelError> {
         if !(1..=LARGEST_SIDE).contains(&size) {
-            return Err(config(field, format!("{size} is not in 1..={LARGEST_SIDE}")));
+            return Err(config(names.size, format!("{size} is not in 1..={LARGEST_SIDE}")));
         }
         let filter = match resample.unwrap_or(3) {
             2 => Filter::Bilinear,
             3 => Filter::Bicubic,
-            other => return Err(config("resample", format!("{other} is not supported: 2 (bilinear) or 3 (bicubic)"))),
+            other => return Err(config(names.resample, format!("{other} is not supported: 2 (bilinear) or 3 (bicubic)"))),
         };
         let statistics = match (mean, deviation) {
             (None, None) => None,
-            (Some(mean), Some(deviation)) => Some((triple("image_mean", mean)?, triple("image_std", deviation)?)),
-            _ => return Err(config("image_std", "image_mean and image_std belong together")),
+            (Some(mean), Some(deviation)) => Some((triple(names.mean, mean)?, triple(names.deviation, deviation)?)),
+            _ => return Err(config(names.deviation, format!("{} and {} belong together", names.mean, names.deviation))),
         };
         // The reference computes the colour from the mean whatever `background_color` says.
         let background = statistics.map_or([127; CHANNELS], |(mean, _)| mean.map(|value| (value * 255.0) as u8));
@@ -259,10 +276,10 @@ impl Fields {
             (true, Some((mean, deviation))) if deviation.iter().all(|value| *value != 0.0) => {
                 Some((mean.map(|value| value as f32), deviation.map(|value| value as f32)))
             }
-            (true, _) => return Err(config("image_std", "needed (and not zero) because do_normalize is true")),
+            (true, _) => return Err(config(names.deviation, "needed (and not zero) because do_normalize is true")),
         };
         let rescale = self.do_rescale.unwrap_or(true).then_some(self.rescale_factor.unwrap_or(1.0 / 255.0));
-        Ok(Target { size, filter, background, rescale, normalize })
+        Ok(Target { size, size_field: names.size, filter, background, rescale, normalize })
     }
 }
 

@@ -10,6 +10,7 @@ use crate::error::one_line;
 use crate::guard::Guard;
 use crate::template::ChatTemplate;
 use crate::tokens::Tokens;
+use crate::turns::{DEFAULT_SYSTEM_PROMPT, Turns};
 use crate::vocabulary::Vocabulary;
 use crate::{Detokenizer, TextError};
 
@@ -30,6 +31,8 @@ pub struct TextCodec {
     pub(crate) guard: Guard,
     pub(crate) tokens: Tokens,
     pub(crate) template: Option<ChatTemplate>,
+    /// Takes the template's place in families that publish none.
+    turns: Option<Turns>,
     /// Whether the model's processor puts its own system prompt before a conversation that has none.
     pub(crate) default_system_prompt: bool,
     /// Whether text may be cut behind every line feed without changing its ids.
@@ -44,8 +47,12 @@ const PIECE: usize = 64 << 10;
 impl TextCodec {
     /// Loads the tokenizer of a checkpoint and refuses one that lacks a token which the model's family needs.
     pub fn load(checkpoint: &Checkpoint) -> Result<Self, TextError> {
-        let codec = Self::load_dir(checkpoint.dir())?;
-        codec.tokens.require(checkpoint.model_type(), &checkpoint.dir().join(CONFIG))?;
+        let mut codec = Self::load_dir(checkpoint.dir())?;
+        let original = checkpoint.model_type() == "multi_modality";
+        // Of the models that were published under that name, DeepSeek-VL is the one that does not draw (spec: vision.md 1).
+        let draws = !original || ["gen_vision_config", "vision_gen_enc_config"].iter().any(|part| checkpoint.config().get(part).is_some());
+        codec.tokens.require(checkpoint.model_type(), draws, &checkpoint.dir().join(CONFIG))?;
+        codec.turns = original.then(|| Turns::of(&codec));
         Ok(codec)
     }
 
@@ -69,6 +76,7 @@ impl TextCodec {
         let flag = |json: &Option<Value>, key| json.as_ref().and_then(|json| json.get(key)).and_then(Value::as_bool).unwrap_or(false);
         Ok(Self {
             template: ChatTemplate::find(dir, &config, &tokens)?,
+            turns: None,
             default_system_prompt: flag(&processor, "use_default_system_prompt"),
             eos_token_ids: eos_token_ids(tokens.eos.id, generation.as_ref(), vocabulary.size()),
             lines_are_apart: lines_are_apart(&full),
@@ -124,7 +132,7 @@ impl TextCodec {
 
     /// Renders a conversation exactly as the chat template says. For showing and comparing: [`TextCodec::prepare`] encodes it safely.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, TextError> {
-        self.chat_template()?.render(messages, add_generation_prompt, &str::to_owned)
+        self.render_with(messages, add_generation_prompt, &str::to_owned)
     }
 
     /// Decodes a stream of token ids, ending it before the first of the `stop` strings.
@@ -132,9 +140,13 @@ impl TextCodec {
         Detokenizer::new(self.vocabulary.clone(), stop)
     }
 
-    pub(crate) fn chat_template(&self) -> Result<&ChatTemplate, TextError> {
-        let missing = || Invalid::new("chat", "this checkpoint has no chat template: send a completion");
-        self.template.as_ref().ok_or_else(|| missing().into())
+    /// Renders a conversation, `content` applied to every text that a client wrote.
+    pub(crate) fn render_with(&self, messages: &[Message], reply: bool, content: &dyn Fn(&str) -> String) -> Result<String, TextError> {
+        match (&self.template, &self.turns) {
+            (Some(template), _) => template.render(messages, reply, content),
+            (None, Some(turns)) => Ok(turns.render(messages, DEFAULT_SYSTEM_PROMPT, reply, content)),
+            (None, None) => Err(Invalid::new("chat", "this checkpoint has no chat template: send a completion").into()),
+        }
     }
 
     /// The beginning-of-sentence token, where prompts begin with it.

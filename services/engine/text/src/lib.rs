@@ -7,7 +7,7 @@
 //! |---|---|
 //! | `codec.rs` | [`TextCodec`]: loading, encode, decode |
 //! | `prepare.rs` | a request's input as token ids and picture slots |
-//! | `template.rs` | the chat template |
+//! | `template.rs`, `turns.rs` | the chat template, and what takes its place in families that publish none |
 //! | `guard.rs` | keeps content from forming special tokens |
 //! | `tokens.rs` | the special tokens by name |
 //! | `detokenizer.rs`, `stops.rs` | decoding a stream, with stop strings |
@@ -21,6 +21,7 @@ mod prepare;
 mod stops;
 mod template;
 mod tokens;
+mod turns;
 mod vocabulary;
 
 pub use codec::TextCodec;

@@ -4,11 +4,8 @@ use tokenizers::{OffsetReferential, OffsetType};
 use crate::codec::encode_with;
 use crate::guard::Mark;
 use crate::tokens::Token;
+use crate::turns::{DEFAULT_SYSTEM_PROMPT, Turns};
 use crate::{TextCodec, TextError};
-
-/// What the Janus processor puts before a conversation without a system message when its configuration says so.
-const DEFAULT_SYSTEM_PROMPT: &str = "You are a helpful language and vision assistant. You are able to understand the visual content that \
-                                     the user provides, and assist the user with a variety of tasks using natural language.\n\n";
 
 const NO_PICTURE: &str = "a picture cannot be part of the prompt for an image";
 
@@ -33,8 +30,9 @@ pub enum PreparedSegment {
 impl TextCodec {
     /// Renders and encodes a request. Content of a conversation cannot become a control token; text of a completion can.
     ///
-    /// Text output: a conversation goes through the chat template, a completion stays as it is. Image output: a conversation becomes
-    /// `{role}: {text}` turns without template or default system prompt, and the begin-of-image token comes last.
+    /// Text output: a conversation goes through the chat template (or the family's own form where it publishes none), a completion stays as
+    /// it is. Image output: a conversation becomes `{role}: {text}` turns without template or default system prompt, and the begin-of-image
+    /// token comes last.
     /// Errors are [`TextError::Invalid`] with the field of the request, unless the checkpoint itself is at fault.
     pub fn prepare(&self, input: &Input, output: OutputKind) -> Result<Prepared, TextError> {
         check_not_empty(input)?;
@@ -58,7 +56,7 @@ impl TextCodec {
         }
         let mark = Mark::absent_from(texts(messages))?;
         let protect = |text: &str| self.guard.protect(text, mark).into_owned();
-        let mut rendered = self.chat_template()?.render(messages, true, &protect)?;
+        let mut rendered = self.render_with(messages, true, &protect)?;
         let has_system = messages.iter().any(|message| message.role == Role::System);
         if self.default_system_prompt && !has_system && !rendered.starts_with(DEFAULT_SYSTEM_PROMPT) {
             rendered.insert_str(0, DEFAULT_SYSTEM_PROMPT);
@@ -77,20 +75,9 @@ impl TextCodec {
         for (index, message) in messages.iter().enumerate() {
             self.check_pictures(&message.parts, &format!("chat.messages[{index}]"), Some(NO_PICTURE))?;
         }
-        let role = |special: &'static str, plain: &'static str| if self.token_id(special).is_some() { special } else { plain };
-        let (user, assistant) = (role("<|User|>", "User"), role("<|Assistant|>", "Assistant"));
         let mark = Mark::absent_from(texts(messages))?;
-        let mut text = String::new();
-        for message in messages {
-            let joined: String = texts(std::slice::from_ref(message)).collect();
-            let content = self.guard.protect(joined.trim(), mark);
-            match message.role {
-                Role::System => text.extend([&content, "\n\n"]),
-                Role::User => text.extend([user, ": ", &content, "\n\n"]),
-                Role::Assistant => text.extend([assistant, ": ", &content, &self.tokens.eos.text]),
-            }
-        }
-        text.extend([assistant, ":"]);
+        let protect = |text: &str| self.guard.protect(text, mark).into_owned();
+        let text = Turns::of(self).render(messages, "", true, &protect);
         self.encode_protected(&text, mark, prompt)?;
         self.begin(prompt);
         Ok(())

@@ -54,10 +54,10 @@ impl Tokens {
         })
     }
 
-    /// Refuses a tokenizer that lacks what a family of models cannot do without.
-    pub fn require(&self, model_type: &str, path: &Path) -> Result<(), TextError> {
+    /// Refuses a tokenizer that lacks what a family of models cannot do without. `draws` tells whether a model of a family that may draw does.
+    pub fn require(&self, model_type: &str, draws: bool, path: &Path) -> Result<(), TextError> {
         let (sees, draws) = match model_type {
-            "janus" | "multi_modality" => (true, true),
+            "janus" | "multi_modality" => (true, draws),
             "deepseek_vl" | "deepseek_vl_hybrid" => (true, false),
             _ => (false, false),
         };

@@ -165,6 +165,25 @@ fn prompts_of_janus_have_their_pictures_framed() {
 }
 
 #[test]
+fn prompts_of_deepseek_vl_hold_their_pictures_in_order() {
+    for name in ["deepseek_vl", "deepseek_vl_hybrid"] {
+        let checkpoint = Checkpoint::open(&fixture(name)).unwrap();
+        let (codec, golden) = (TextCodec::load(&checkpoint).unwrap(), golden(checkpoint.dir()));
+        let placeholder = golden["image_token_id"].as_u64().unwrap() as u32;
+        let rows = golden["num_image_tokens"].as_u64().unwrap() as usize;
+        for prompt in golden["prompts"].as_array().unwrap() {
+            let messages = messages(&prompt["messages"]);
+            assert_eq!(codec.render(&messages, true).unwrap(), prompt["text"].as_str().unwrap(), "{name}");
+            let prepared = codec.prepare(&Input::Chat(messages), OutputKind::Text).unwrap();
+            assert_eq!(expanded(&prepared.segments, placeholder, rows), ids(&prompt["input_ids"]), "{name}");
+            let slots: Vec<_> = prepared.segments.iter().filter(|segment| matches!(segment, PreparedSegment::Image(_))).collect();
+            let expected: Vec<_> = (0..prompt["images"].as_array().unwrap().len() as u32).map(PreparedSegment::Image).collect();
+            assert_eq!(slots, expected.iter().collect::<Vec<_>>(), "{name}");
+        }
+    }
+}
+
+#[test]
 fn prompts_for_images_come_with_their_guidance_pair() {
     let dir = fixture("janus");
     let codec = TextCodec::load(&Checkpoint::open(&dir).unwrap()).unwrap();

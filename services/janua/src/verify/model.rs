@@ -101,6 +101,9 @@ impl Parts {
             ),
             None => None,
         };
+        if let (Some(encoder), Some(processor)) = (&encoder, &processor) {
+            ::vision::check_sizes(encoder, processor).map_err(|reason| Failure::input(format!("{}: {reason}", dir.display())))?;
+        }
         Ok(Self {
             dir: dir.to_owned(),
             codec: TextCodec::load(&checkpoint).map_err(Failure::input)?,

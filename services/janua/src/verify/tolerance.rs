@@ -46,13 +46,14 @@ fn group(key: &str) -> &'static str {
         _ if drawing => "t2i other",
         _ if name.starts_with("hidden.") => "hidden",
         _ if name.starts_with("vision.") => "vision",
+        _ if name.starts_with("sam.") => "sam",
         _ if name.starts_with("vq.") => "vq",
         _ if name.starts_with("router.") && name.ends_with("weights") => "router weights",
         _ if name.starts_with("router.") => "router logits",
         "image_features" => "image_features",
         "prefill_logits" => "prefill_logits",
         "decode_logits" => "decode_logits",
-        "pixel_values" => "pixel_values",
+        "pixel_values" | "high_res_pixel_values" => "pixel_values",
         _ => "other",
     }
 }
@@ -94,6 +95,10 @@ mod tests {
             (3.327e-6, 1e-4), // janus hidden.*
             (4.262e-6, 1e-4), // janus prefill_logits
             (2.680e-6, 1e-4), // janus decode_logits
+            (3.857e-6, 1e-4), // deepseek_vl vision.*
+            (2.393e-6, 5e-5), // deepseek_vl decode_logits
+            (3.496e-6, 1e-4), // deepseek_vl_hybrid image_features
+            (5.553e-6, 2e-4), // deepseek_vl_hybrid sam.*
             (2.868e-6, 1e-4), // janus t2i other
             (1.717e-5, 5e-4), // janus t2i logits
             (2.171e-6, 5e-5), // janus vq.*
@@ -109,7 +114,7 @@ mod tests {
     fn a_group_shares_its_largest_distance() {
         let golden = json!({"float32_vs_float64": {
             "hidden.embed": {"max_abs": 0.0}, "hidden.layer0": {"max_abs": 2.7e-6}, "t2i0.cfg_logits": {"max_abs": 1.7e-5},
-            "t2i0.cond_logits": {"max_abs": 2e-6}, "t2i0.pixels": {"max_abs": 2.8e-6},
+            "t2i0.cond_logits": {"max_abs": 2e-6}, "t2i0.pixels": {"max_abs": 2.8e-6}, "sam.hidden.layer3": {"max_abs": 5.6e-6},
             "router.layer1.logits": {"max_abs": 1e-6}, "decode.router.layer2.logits": {"max_abs": 3.9e-6}, "router.layer1.topk_weights": {"max_abs": 1e-5},
         }});
         let tolerances = Tolerances::of(&golden);
@@ -122,6 +127,8 @@ mod tests {
             ("p0.pixel_values", 5e-5),
             ("p1.router.layer2.logits", 1e-4),
             ("p1.decode.router.layer1.topk_weights", 5e-4),
+            ("p1.high_res_pixel_values", 5e-5),
+            ("p1.sam.neck", 2e-4),
         ] {
             assert!((tolerances.get(key) - expected).abs() < 1e-9, "{key}: {}", tolerances.get(key));
         }

@@ -8,13 +8,15 @@ use testkit::fixture;
 
 use crate::child::janua;
 
-const FIXTURES: [&str; 13] = [
+const FIXTURES: [&str; 15] = [
     "llama",
     "llama_gqa",
     "moe_v1",
     "v2_lite",
     "v2_full",
     "janus",
+    "deepseek_vl",
+    "deepseek_vl_hybrid",
     "preprocess",
     "tokenizers/llm",
     "tokenizers/v2",
@@ -42,6 +44,9 @@ async fn every_wire_gives_the_same() {
         ("moe_v1", "in-process"),
         ("v2_lite", "nats"),
         ("v2_full", "direct"),
+        ("deepseek_vl", "nats"),
+        ("deepseek_vl_hybrid", "in-process"),
+        ("deepseek_vl_hybrid", "direct"),
     ] {
         let report = janua(&["verify", fixture(name).to_str().unwrap(), "--wire", wire, "--json"]).await.ok().json().remove(0);
         let rows = report["rows"].as_array().unwrap();
@@ -79,6 +84,34 @@ async fn other_weights_fail_everywhere() {
     fs::write(&file, weights).unwrap();
     let failures = failures(folder.path()).await;
     assert!(failures.iter().any(|row| row.contains("hidden") || row.contains("logits")), "{failures:?}");
+}
+
+/// Rows that only the second tower has.
+#[tokio::test(flavor = "multi_thread")]
+async fn both_towers_are_compared() {
+    let report = janua(&["verify", fixture("deepseek_vl_hybrid").to_str().unwrap(), "--json"]).await.ok().json().remove(0);
+    let rows: Vec<&str> = report["rows"].as_array().unwrap().iter().map(|row| row["quantity"].as_str().unwrap()).collect();
+    for prompt in ["p0", "p1"] {
+        for name in ["pixel_values", "high_res_pixel_values", "sam.hidden.layer3", "sam.neck", "sam.high_res_features", "image_features"] {
+            assert!(rows.contains(&format!("{prompt}.{name}").as_str()), "{prompt}.{name} is not among {rows:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_processor_for_another_tower_is_named() {
+    for (field, value, expected) in [
+        ("size", serde_json::json!({"height": 56, "width": 56}), "field size: 56, but the vision tower takes 48"),
+        ("high_res_size", Value::Null, "field high_res_size: missing"),
+    ] {
+        let folder = copy("deepseek_vl_hybrid");
+        let file = folder.path().join("preprocessor_config.json");
+        let mut config: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+        config[field] = value;
+        fs::write(&file, config.to_string()).unwrap();
+        let run = janua(&["verify", folder.path().to_str().unwrap()]).await;
+        assert!(run.failure(66).contains(expected), "{run:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

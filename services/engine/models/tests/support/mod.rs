@@ -6,6 +6,8 @@ pub mod golden;
 pub mod naive;
 pub mod naive_deepseek;
 pub mod naive_pixels;
+pub mod naive_sam;
+pub mod original;
 pub mod writer;
 pub mod writer_deepseek;
 

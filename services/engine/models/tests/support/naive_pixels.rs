@@ -17,7 +17,18 @@ pub struct Tower {
     pub width: usize,
     pub depth: usize,
     pub epsilon: f64,
+    pub names: TowerNames,
 }
+
+/// How the parts are called that the ports name differently.
+#[derive(Clone, Copy)]
+pub struct TowerNames {
+    pub root: &'static str,
+    pub projection: &'static str,
+}
+
+pub const JANUS: TowerNames = TowerNames { root: "model.vision_model", projection: "projection_layer" };
+pub const DEEPSEEK_VL: TowerNames = TowerNames { root: "model.vision_model.vision_model", projection: "out_proj" };
 
 pub struct Vq {
     pub side: usize,
@@ -29,7 +40,7 @@ pub struct Vq {
     pub blocks: usize,
 }
 
-fn pair(shapes: &mut Shapes, name: impl Into<String>, weight: &[usize]) {
+pub fn pair(shapes: &mut Shapes, name: impl Into<String>, weight: &[usize]) {
     let name = name.into();
     shapes.push((format!("{name}.weight"), weight.to_vec()));
     shapes.push((format!("{name}.bias"), vec![weight[0]]));
@@ -38,7 +49,7 @@ fn pair(shapes: &mut Shapes, name: impl Into<String>, weight: &[usize]) {
 impl Tower {
     pub fn shapes(&self) -> Shapes {
         let (mut shapes, hidden) = (Shapes::new(), self.hidden);
-        let root = "model.vision_model";
+        let TowerNames { root, projection } = self.names;
         pair(&mut shapes, format!("{root}.embeddings.patch_embedding"), &[hidden, 3, self.patch, self.patch]);
         shapes.push((format!("{root}.embeddings.position_embedding.weight"), vec![(self.image / self.patch).pow(2), hidden]));
         for layer in 0..self.layers {
@@ -46,25 +57,33 @@ impl Tower {
             for norm in ["layer_norm1", "layer_norm2"] {
                 pair(&mut shapes, format!("{root}.{norm}"), &[hidden]);
             }
-            for part in ["q_proj", "k_proj", "v_proj", "projection_layer"] {
+            for part in ["q_proj", "k_proj", "v_proj", projection] {
                 pair(&mut shapes, format!("{root}.self_attn.{part}"), &[hidden, hidden]);
             }
             pair(&mut shapes, format!("{root}.mlp.fc1"), &[self.inner, hidden]);
             pair(&mut shapes, format!("{root}.mlp.fc2"), &[hidden, self.inner]);
         }
         pair(&mut shapes, format!("{root}.post_layernorm"), &[hidden]);
-        pair(&mut shapes, "model.aligner.fc1", &[self.width, hidden]);
+        shapes
+    }
+
+    /// With the aligner of Janus.
+    pub fn shapes_with_aligner(&self) -> Shapes {
+        let mut shapes = self.shapes();
+        pair(&mut shapes, "model.aligner.fc1", &[self.width, self.hidden]);
         for layer in 1..self.depth {
             pair(&mut shapes, format!("model.aligner.hidden_layers.{}", layer - 1), &[self.width, self.width]);
         }
         shapes
     }
 
-    pub fn run(&self, t: &Tensors, pixels: &[f32]) -> Vec<f32> {
+    /// The tokens, `[side * side, hidden]`.
+    pub fn tokens(&self, t: &Tensors, pixels: &[f32]) -> Vec<f64> {
         let (side, patch, hidden) = (self.image / self.patch, self.patch, self.hidden);
-        let (weight, bias) =
-            (&t["model.vision_model.embeddings.patch_embedding.weight"], &t["model.vision_model.embeddings.patch_embedding.bias"]);
-        let positions = &t["model.vision_model.embeddings.position_embedding.weight"];
+        let TowerNames { root: tower, projection } = self.names;
+        let at = |name: &str| &t[&format!("{tower}.embeddings.{name}")];
+        let (weight, bias) = (at("patch_embedding.weight"), at("patch_embedding.bias"));
+        let positions = at("position_embedding.weight");
         let mut x = Vec::new(); // [tokens, hidden]
         for token in 0..side * side {
             for unit in 0..hidden {
@@ -78,17 +97,21 @@ impl Tower {
             }
         }
         for layer in 0..self.layers {
-            let root = format!("model.vision_model.encoder.layers.{layer}");
+            let root = format!("{tower}.encoder.layers.{layer}");
             let h = norm(&x, hidden, t, &format!("{root}.layer_norm1"), self.epsilon);
             let [q, k, v] = ["q_proj", "k_proj", "v_proj"].map(|part| linear(&h, hidden, t, &format!("{root}.self_attn.{part}")));
-            let h = linear(&attend(&q, &k, &v, hidden, self.heads), hidden, t, &format!("{root}.self_attn.projection_layer"));
+            let h = linear(&attend(&q, &k, &v, hidden, self.heads), hidden, t, &format!("{root}.self_attn.{projection}"));
             x = add(&x, &h);
             let h = norm(&x, hidden, t, &format!("{root}.layer_norm2"), self.epsilon);
             let h = gelu(linear(&h, hidden, t, &format!("{root}.mlp.fc1")));
             x = add(&x, &linear(&h, self.inner, t, &format!("{root}.mlp.fc2")));
         }
-        x = norm(&x, hidden, t, "model.vision_model.post_layernorm", self.epsilon);
-        x = linear(&x, hidden, t, "model.aligner.fc1");
+        norm(&x, hidden, t, &format!("{tower}.post_layernorm"), self.epsilon)
+    }
+
+    /// With the aligner of Janus.
+    pub fn run(&self, t: &Tensors, pixels: &[f32]) -> Vec<f32> {
+        let mut x = linear(&self.tokens(t, pixels), self.hidden, t, "model.aligner.fc1");
         for layer in 1..self.depth {
             x = linear(&gelu(x), self.width, t, &format!("model.aligner.hidden_layers.{}", layer - 1));
         }
@@ -264,19 +287,19 @@ impl Map<'_> {
     }
 }
 
-fn normalised(values: &[f64], epsilon: f64) -> Vec<f64> {
+pub fn normalised(values: &[f64], epsilon: f64) -> Vec<f64> {
     let count = values.len() as f64;
     let mean = values.iter().sum::<f64>() / count;
     let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / count;
     values.iter().map(|v| (v - mean) / (variance + epsilon).sqrt()).collect()
 }
 
-fn norm(x: &[f64], width: usize, t: &Tensors, name: &str, epsilon: f64) -> Vec<f64> {
+pub fn norm(x: &[f64], width: usize, t: &Tensors, name: &str, epsilon: f64) -> Vec<f64> {
     let (weight, bias) = (&t[&format!("{name}.weight")], &t[&format!("{name}.bias")]);
     x.chunks(width).flat_map(|row| normalised(row, epsilon)).enumerate().map(|(i, v)| v * weight[i % width] + bias[i % width]).collect()
 }
 
-fn linear(x: &[f64], input: usize, t: &Tensors, name: &str) -> Vec<f64> {
+pub fn linear(x: &[f64], input: usize, t: &Tensors, name: &str) -> Vec<f64> {
     let (weight, bias) = (&t[&format!("{name}.weight")], &t[&format!("{name}.bias")]);
     let product = |row: &[f64], weights: &[f64]| row.iter().zip(weights).map(|(a, b)| a * b).sum::<f64>();
     x.chunks(input)
@@ -299,12 +322,12 @@ fn attend(q: &[f64], k: &[f64], v: &[f64], width: usize, heads: usize) -> Vec<f6
     out
 }
 
-fn add(a: &[f64], b: &[f64]) -> Vec<f64> {
+pub fn add(a: &[f64], b: &[f64]) -> Vec<f64> {
     a.iter().zip(b).map(|(a, b)| a + b).collect()
 }
 
 /// With the error function as its Taylor series, which converges well where it is used here (|x| < 6).
-fn gelu(x: Vec<f64>) -> Vec<f64> {
+pub fn gelu(x: Vec<f64>) -> Vec<f64> {
     let erf = |x: f64| {
         let (mut term, mut sum) = (x, x);
         for n in 1..200 {
