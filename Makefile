@@ -43,8 +43,12 @@ shell: ## Shell scripts.
 	@deploy/deps/lint.sh
 	shellcheck $$(git ls-files '*.sh' .ci/run)
 
-bench: deps ## Measure, as ratios against peers and limits in the same run.
+bench: deps ## Measure, as ratios against peers and limits in the same run (half an hour; 15 GB of disk).
 	cargo bench --workspace
+	@cargo build --release --package janua
+	@target/release/janua bench families --families llama,v2-lite,moe,vl-hybrid
+	@target/release/janua bench families --families janus,janusflow --keep
+	@tests/benches/exported.sh
 
 proto: ## Generate the wire types anew.
 	JANUA_BLESS=1 cargo test --package proto

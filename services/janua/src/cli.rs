@@ -3,7 +3,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::terminal::{self, BAD, paint};
-use crate::{Failure, chat, completions, demo, doctor, failure, fill, image, models, serve, verify};
+use crate::{Failure, bench, chat, completions, demo, doctor, failure, fill, image, models, serve, verify};
 
 /// Serve the DeepSeek model family behind one gRPC door: text and images in, text and images out
 #[derive(Debug, Parser)]
@@ -33,6 +33,7 @@ enum Command {
     Verify(verify::Verify),
     Doctor(doctor::Doctor),
     Demo(demo::Demo),
+    Bench(bench::Bench),
     Completions(completions::Completions),
 }
 
@@ -59,6 +60,7 @@ pub fn run() -> ExitCode {
         Command::Verify(flags) => on_runtime(verify::run(flags)),
         Command::Doctor(flags) => on_runtime(doctor::run(flags)),
         Command::Demo(flags) => on_runtime(demo::run(flags)),
+        Command::Bench(flags) => on_runtime(bench::run(flags)),
         Command::Completions(flags) => completions::run(&flags),
     };
     match done {

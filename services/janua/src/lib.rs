@@ -6,7 +6,7 @@
 //! | File | Holds |
 //! |---|---|
 //! | `cli.rs` | the subcommands and how the program ends |
-//! | `serve.rs`, `chat.rs`, `fill.rs`, `image.rs`, `models.rs`, `demo.rs`, `verify/`, `doctor/`, `completions.rs` | one subcommand each |
+//! | `serve.rs`, `chat.rs`, `fill.rs`, `image.rs`, `models.rs`, `demo.rs`, `verify/`, `doctor/`, `bench/`, `completions.rs` | one subcommand each |
 //! | `local.rs` | all five services started inside this process, over any wire |
 //! | `broker.rs` | a nats-server child for as long as it is needed |
 //! | `client.rs` | the public gRPC door, seen from outside |
@@ -16,6 +16,7 @@
 //! | `failure.rs` | the one line that a failure prints, and its exit code |
 //! | `terminal.rs` | colour, progress bars and JSON lines |
 
+mod bench;
 mod broker;
 mod chat;
 mod cli;

@@ -84,8 +84,11 @@ impl Graph {
     }
 
     /// Full bidirectional attention of `[B, N, heads * d]` queries, keys and values, scale `1 / sqrt(d)` -> `[B, N, heads * d]`.
+    ///
+    /// The runtime's own operator goes over the keys in blocks that stay in the processor's cache. ONNX's, and the products that other
+    /// exporters write, make all `N * N` weights of a head first.
     pub fn attention(&mut self, q: &Value, k: &Value, v: &Value, heads: usize) -> Value {
-        self.node("Attention", &[q, k, v], vec![int("q_num_heads", heads as i64), int("kv_num_heads", heads as i64)])
+        self.runtime_node("MultiHeadAttention", &[q, k, v], vec![int("num_heads", heads as i64)])
     }
 
     /// Full bidirectional attention with a scale of its own: `[B, N, heads * d]` queries and keys, `[B, N, heads * e]` values
@@ -196,6 +199,31 @@ impl Graph {
         let attributes = vec![text("mode", "nearest"), text("coordinate_transformation_mode", "asymmetric"), text("nearest_mode", "floor")];
         self.node("Resize", &[x, &region, &scales], attributes)
     }
+
+    /// Doubles height and width of `x [B, in, H, W]` by repeating values, then a convolution with `weight [out, in, 3, 3]` and a border of
+    /// one zero: `[B, out, 2 H, 2 W]`.
+    ///
+    /// Neighbours in the doubled map are mostly the same value. So each of the four kinds of positions (even or odd, down and across) is a
+    /// convolution of the small map with 2 x 2 sums of the weights: 16 products for a small position instead of 36. The sums are made once,
+    /// when the graph is loaded.
+    pub fn upsample_conv(&mut self, x: &Value, weight: &Value, bias: &Value) -> Value {
+        // Rows of the 2 x 2 kernel from rows of the 3 x 3 one, at even positions and at odd ones.
+        let sums: [[f32; 6]; 2] = [[1.0, 0.0, 0.0, 0.0, 1.0, 1.0], [1.0, 1.0, 0.0, 0.0, 0.0, 1.0]]; // [2, 3] each
+        let [even, odd] = sums.map(|sum| self.floats(&[2, 3], &sum));
+        let across = [&even, &odd].map(|sum| self.transpose(sum, &[1, 0])); // [3, 2]
+        let mut kinds = Vec::with_capacity(4);
+        for (y, down) in [&even, &odd].into_iter().enumerate() {
+            let rows = self.node("MatMul", &[down, weight], Vec::new()); // [out, in, 2, 3]
+            for (x_, across) in across.iter().enumerate() {
+                let kernel = self.node("MatMul", &[&rows, across], Vec::new()); // [out, in, 2, 2]
+                let border = ints("pads", &[1 - y, 1 - x_, y, x_]);
+                kinds.push(self.node("Conv", &[x, &kernel, bias], vec![border])); // [B, out, H, W]
+            }
+        }
+        let kinds = self.node("Concat", &kinds.iter().collect::<Vec<_>>(), vec![int("axis", 1)]); // [B, 4 out, H, W]
+        self.node("DepthToSpace", &[&kinds], vec![int("blocksize", 2), text("mode", "DCR")])
+    }
+
     /// Scales `[B, C, H, W]` to squares of `side` x `side`, linearly between the centres of pixels. With `antialias`, shrinking takes every
     /// pixel into account; without, only the nearest two of a row or column.
     pub fn resize_linear(&mut self, x: &Value, side: usize, antialias: bool) -> Value {

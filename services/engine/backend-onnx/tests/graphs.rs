@@ -178,6 +178,19 @@ fn convolution_pads_and_strides() {
 }
 
 #[test]
+fn a_doubled_map_is_convolved_without_being_made() {
+    for (channels, output, height, width) in [(2, 3, 3, 4), (1, 1, 1, 1), (4, 4, 5, 2)] {
+        let (x, w, b) = (numbers(2 * channels * height * width, 21), numbers(output * channels * 9, 22), numbers(output, 23));
+        let inputs: [(&[usize], &[f32]); 3] = [(&[2, channels, height, width], &x), (&[output, channels, 3, 3], &w), (&[output], &b)];
+        let out = evaluate(&inputs, |g, v| {
+            let wide = g.upsample(&v[0]);
+            vec![g.upsample_conv(&v[0], &v[1], &v[2]), g.conv(&wide, &v[1], Some(&v[2]), 1, 1)]
+        });
+        assert_close(&out[0], &[2, output, 2 * height, 2 * width], &out[1].values);
+    }
+}
+
+#[test]
 fn the_other_operations() {
     let x = [3.0, -4.0, 0.0, 0.0, 1.0, 2.0];
     let out = evaluate(&[(&[3, 2], &x), (&[1, 2, 3], &x), (&[1, 1, 2, 3], &x)], |g, v| {

@@ -9,6 +9,8 @@ const PAGE: usize = 4096;
 impl Checkpoint {
     /// Reads every weight once, so that the first request does not wait for the disk, and refuses NaN and infinity by the tensor's name.
     /// `progress` is told how many bytes of tensors are done, [`Checkpoint::total_bytes`] at the end.
+    ///
+    /// What has been read stays in the system's cache but not in this process: not every weight is used, and some are used as a copy.
     pub fn scan(&self, progress: &mut dyn FnMut(u64)) -> Result<(), CheckpointError> {
         let mut done = 0;
         for tensor in self.in_file_order() {
@@ -17,6 +19,8 @@ impl Checkpoint {
                 if !all_finite(tensor.dtype, block) {
                     return Err(refusal(&tensor, number * BLOCK, block));
                 }
+                let begin = tensor.range.start + number * BLOCK;
+                tensor.file.release(begin, begin + block.len());
                 done += block.len() as u64;
                 progress(done);
             }

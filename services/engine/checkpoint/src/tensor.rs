@@ -74,6 +74,11 @@ impl SharedTensor {
     pub fn to_f32(&self) -> Vec<f32> {
         to_f32(self.dtype, self.bytes())
     }
+
+    /// Gives back the memory that the tensor takes in this process, for one who has made a copy. It can still be read, from the file anew.
+    pub fn release(&self) {
+        self.file.release(self.range.start, self.range.end);
+    }
 }
 
 fn to_f32(dtype: Dtype, data: &[u8]) -> Vec<f32> {

@@ -39,6 +39,16 @@ impl WeightFile {
         #[cfg(unix)]
         let _ = self.map.advise_range(memmap2::Advice::WillNeed, begin, end - begin);
     }
+
+    /// Gives back the memory that a range of the map takes in this process. The bytes stay in the system's cache of the file, and are
+    /// mapped in again when they are next read. Whole pages around the range go with it. Advice only, too.
+    #[allow(unsafe_code)]
+    pub fn release(&self, begin: usize, end: usize) {
+        // SAFETY: the map is of a file and never written through, so that pages which are given back hold nothing that the file does not:
+        // whoever reads them next, or is reading them at this moment, gets the same bytes again.
+        #[cfg(target_os = "linux")]
+        let _ = unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, begin, end - begin) };
+    }
 }
 
 #[allow(unsafe_code)]

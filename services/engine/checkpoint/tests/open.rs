@@ -346,3 +346,30 @@ proptest! {
         exercise(folder(&[("m-1.safetensors", &shard), ("model.safetensors.index.json", &index)]).path());
     }
 }
+
+/// Bytes of the file `path` that are mapped into this process at the moment.
+#[cfg(target_os = "linux")]
+fn mapped_in(path: &Path) -> usize {
+    let maps = fs::read_to_string("/proc/self/smaps").unwrap();
+    let of_file = maps.split(path.to_str().unwrap()).nth(1).expect("the file is mapped");
+    let line = of_file.lines().find_map(|line| line.strip_prefix("Rss:")).unwrap();
+    line.trim().strip_suffix("kB").unwrap().trim().parse::<usize>().unwrap() << 10
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn weights_that_were_read_do_not_stay_in_memory() {
+    const VALUES: usize = 8 << 20;
+    let data: Vec<u8> = (0..0x4000_u16).cycle().take(VALUES).flat_map(u16::to_le_bytes).collect();
+    let dir = folder(&[("model.safetensors", &file(&[("a", D::BF16, &[VALUES], data.clone())]))]);
+    let path = dir.path().canonicalize().unwrap().join("model.safetensors");
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    checkpoint.scan(&mut |_| {}).unwrap();
+    assert!(mapped_in(&path) < 1 << 20, "{} bytes stay after a scan", mapped_in(&path));
+    let tensor = checkpoint.tensor("a").unwrap().owned();
+    assert_eq!(tensor.bytes(), data);
+    assert!(mapped_in(&path) >= data.len(), "what is used is mapped");
+    tensor.release();
+    assert!(mapped_in(&path) < 1 << 20, "{} bytes stay after a release", mapped_in(&path));
+    assert_eq!(tensor.bytes(), data, "and can be read again");
+}

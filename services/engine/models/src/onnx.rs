@@ -90,6 +90,13 @@ impl<'a> Builder<'a> {
         Ok(self.graph.conv(x, &weight, Some(&bias), stride, padding))
     }
 
+    /// Twice the height and width, then a 3 x 3 convolution that keeps the number of channels. `x [B, channels, H, W]`
+    pub fn upsample_conv(&mut self, x: &Value, name: &str, channels: usize) -> Result<Value, EngineError> {
+        let weight = self.weight(&format!("{name}.weight"), &[channels, channels, 3, 3])?;
+        let bias = self.weight(&format!("{name}.bias"), &[channels])?;
+        Ok(self.graph.upsample_conv(x, &weight, &bias))
+    }
+
     /// `name.weight [out, in, side, side]`, without bias, the map framed by `side / 2` zeros. `x [B, in, H, W]`
     pub fn plain_conv(
         &mut self,

@@ -1,5 +1,6 @@
 //! Pixels to embeddings of the language model: a vision tower and the aligner behind it.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use backend_onnx::{Activation, Dim, Input, Session, SessionOptions, Value};
@@ -114,6 +115,11 @@ impl VisionEncoder {
     /// Embeds pictures -> `[pictures * tokens_per_image, width]`, picture by picture.
     pub fn encode<'a>(&self, pictures: impl Into<Planes<'a>>) -> Result<Vec<f32>, EngineError> {
         self.with_inputs(pictures.into(), |inputs| run_single(&self.session, "vision tower", inputs))
+    }
+
+    /// The graph as an ONNX file for other programs, and the folder that it belongs in.
+    pub fn onnx(&self) -> Option<(&[u8], &Path)> {
+        self.session.onnx()
     }
 
     /// The intermediate tensors for one picture, named as in reference outputs: `vision.hidden.*`, `sam.*`, `image_features`.

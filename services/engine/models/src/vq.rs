@@ -1,5 +1,6 @@
 //! The VQ decoder of Janus: codes to pixels (spec: janus.md 5).
 
+use std::path::Path;
 use std::sync::Arc;
 
 use backend_onnx::{Activation, Dim, Input, Session, SessionOptions, Value};
@@ -98,6 +99,11 @@ impl VqDecoder {
     pub fn decode(&self, codes: &[u32]) -> Result<Vec<f32>, EngineError> {
         let ids = self.check(codes)?;
         run_single(&self.session, "VQ decoder", &[Input::Ids { shape: &[1, ids.len()], values: &ids }])
+    }
+
+    /// The graph as an ONNX file for other programs, and the folder that it belongs in.
+    pub fn onnx(&self) -> Option<(&[u8], &Path)> {
+        self.session.onnx()
     }
 
     /// The intermediate tensors, named as in reference outputs behind `vq.`: `codebook`, `post_quant`, `decoder_mid`, `pixels`.
@@ -203,8 +209,7 @@ impl VqModel {
                 }
             }
             if level + 1 < self.level_channels.len() {
-                let wide = b.graph.upsample(&x);
-                x = b.conv(&wide, &self.names.upsample(level), (channels, channels, 3), 1)?;
+                x = b.upsample_conv(&x, &self.names.upsample(level), channels)?;
             }
         }
         // 3. colours

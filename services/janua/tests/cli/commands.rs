@@ -188,3 +188,32 @@ async fn wrong_flags_and_settings_are_named() {
     }
     assert!(janua(&["completions", "bash"]).await.ok().stdout.contains("janua"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_is_measured() {
+    let run = janua(&["bench", "checkpoint", "--json", fixture("janus").to_str().unwrap()]).await.ok().json();
+    let number = |key: &str| run[0][key].as_f64().unwrap_or_else(|| panic!("{key} in {run:?}"));
+    for key in ["weights", "load", "peak", "kv", "memory_ratio", "first_token", "prefill_rate", "decode_rate", "draw"] {
+        assert!(number(key) > 0.0, "{key}");
+    }
+    assert!(number("prompt_tokens") >= 500.0 && number("draw_steps") == 36.0 && number("peak") >= number("loaded"));
+    let text = janua(&["bench", "checkpoint", fixture("llama").to_str().unwrap()]).await.ok().stdout;
+    assert!(text.contains("llama") && text.contains("decode"), "{text}");
+    let refused = janua(&["bench", "checkpoint", "nowhere"]).await;
+    assert!(refused.failure(66).contains("nowhere"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn graphs_are_written_beside_their_weights() {
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        std::fs::copy(fixture("janus").join(file), folder.path().join(file)).unwrap();
+    }
+    let graphs = janua(&["bench", "graphs", folder.path().to_str().unwrap()]).await.ok().json();
+    let names: Vec<_> = graphs.iter().map(|graph| graph["graph"].as_str().unwrap()).collect();
+    assert_eq!(names, ["vision", "vq"]);
+    for graph in &graphs {
+        assert!(std::fs::metadata(graph["file"].as_str().unwrap()).unwrap().len() > 0);
+        assert_eq!(graph["settings"]["session.intra_op.allow_spinning"], "0");
+    }
+}
