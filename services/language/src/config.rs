@@ -116,7 +116,7 @@ mod tests {
         let base = LanguageConfig::default;
         base().check().unwrap();
         for (config, key) in [
-            (LanguageConfig { max_batch_tokens: 15, ..base() }, "max_batch_tokens"),
+            (LanguageConfig { max_batch_tokens: MIN_BATCH_TOKENS - 1, ..base() }, "max_batch_tokens"),
             (LanguageConfig { max_sequences: 0, ..base() }, "max_sequences"),
             (LanguageConfig { queue_limit: 0, ..base() }, "queue_limit"),
         ] {

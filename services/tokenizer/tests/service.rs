@@ -116,6 +116,11 @@ impl Dialogue {
     }
 }
 
+fn fim(prefix: &str, suffix: &str) -> v1::PrepareRequest {
+    let input = v1::prepare_request::Input::Fim(v1::FillInTheMiddle { prefix: prefix.into(), suffix: suffix.into() });
+    v1::PrepareRequest { input: Some(input), output: 0 }
+}
+
 #[tokio::test]
 async fn prompts_are_prepared_with_slots_for_pictures() {
     let mut service = serve("janus", &[]).await;
@@ -231,7 +236,7 @@ async fn bad_input_is_refused_by_field() {
     let unknown_output = v1::PrepareRequest { output: 77, ..user(vec![text("hi")]) };
     let drawing = v1::PrepareRequest { output: v1::OutputKind::Image.into(), ..user(vec![text("hi")]) };
     let rows = [
-        (v1::PrepareRequest::default(), "input", "one of `chat` and `completion`"),
+        (v1::PrepareRequest::default(), "input", "one of `chat`, `completion` and `fim`"),
         (chat(vec![]), "chat.messages", "at least one message"),
         (user(vec![]), "chat.messages[0].parts", "at least one part"),
         (chat(vec![message(v1::Role::Unspecified, vec![text("hi")])]), "chat.messages[0].role", "system, user or assistant"),
@@ -240,6 +245,8 @@ async fn bad_input_is_refused_by_field() {
         (user(vec![text("see"), image()]), "chat.messages[0].parts[1].image", "cannot see"),
         (completion(vec![image()]), "completion.parts[0].image", "cannot see"),
         (drawing, "output", "cannot draw"),
+        (fim("", ""), "fim", "empty"),
+        (fim("a", "b"), "fim", "cannot fill gaps"),
         (unknown_output, "output", "77 is not"),
     ];
     for (request, field, reason) in rows {

@@ -38,19 +38,20 @@ impl Progress {
 impl Guide for Progress {
     fn mask(&mut self, logits: &mut [f32]) -> Result<(), String> {
         let allowed = self.allowed()?;
-        let mut left = false;
         // 32 tokens to a word. Rows of the model beyond the tokenizer have no bit: they stand for nothing.
         let words = allowed.as_slice().iter().copied().chain(std::iter::repeat(0));
+        let mut left = 0;
         for (word, logits) in words.zip(logits.chunks_mut(u32::BITS as usize)) {
-            for (bit, logit) in logits.iter_mut().enumerate() {
-                if word >> bit & 1 == 0 {
-                    *logit = f32::NEG_INFINITY;
-                } else {
-                    left = true;
+            left |= word;
+            match word {
+                0 => logits.fill(f32::NEG_INFINITY),
+                u32::MAX => {}
+                _ => {
+                    logits.iter_mut().enumerate().filter(|(bit, _)| word >> bit & 1 == 0).for_each(|(_, logit)| *logit = f32::NEG_INFINITY)
                 }
             }
         }
-        if left { Ok(()) } else { Err("constraint: no token of the vocabulary leads on".into()) }
+        if left != 0 { Ok(()) } else { Err("constraint: no token of the vocabulary leads on".into()) }
     }
 
     fn accept(&mut self, id: u32) -> Result<(), String> {

@@ -76,6 +76,9 @@ fn any_json_is_json() {
     assert!(complete > 100, "{complete} documents came to an end");
 }
 
+/// Whether a text is what a regex describes, worked out by hand.
+type Matches<'a> = &'a dyn Fn(&str) -> bool;
+
 #[test]
 fn texts_match_their_regex() {
     let date = |text: &str| {
@@ -83,7 +86,7 @@ fn texts_match_their_regex() {
         let digits = |part: &str, count| part.len() == count && part.bytes().all(|byte| byte.is_ascii_digit());
         parts.len() == 3 && digits(parts[0], 4) && digits(parts[1], 2) && digits(parts[2], 2)
     };
-    let rows: [(&str, &dyn Fn(&str) -> bool); 5] = [
+    let rows: [(&str, Matches<'_>); 5] = [
         ("[0-9]{4}-[0-9]{2}-[0-9]{2}", &date),
         ("yes|no|perhaps", &|text| ["yes", "no", "perhaps"].contains(&text)),
         ("[^\\x00-\\x7F]{1,5}", &|text| (1..=5).contains(&text.chars().count()) && !text.contains(|c: char| c.is_ascii())),
@@ -152,6 +155,25 @@ fn texts_end_where_they_may() {
         guide.accept(a).unwrap();
         guide.accept(EOS).unwrap();
         assert!(guide.is_finished() && guide.accept(a).is_err());
+    }
+}
+
+/// A constraint is compiled once and kept for a while; each output still has a state of its own.
+#[test]
+fn guides_of_one_constraint_do_not_meet() {
+    let bench = &benches()[0];
+    let a = bench.codec.encode("a", false)[0];
+    let mut first = bench.guide(&regex("a{2}b?")).unwrap();
+    first.accept(a).unwrap();
+    let mut second = bench.guide(&regex("a{2}b?")).unwrap();
+    first.accept(a).unwrap();
+    assert!(bench.allowed(&mut *first).contains(&EOS) && !bench.allowed(&mut *second).contains(&EOS));
+    // More constraints than are kept, again and again.
+    for round in 0..3 {
+        for length in 1..40 {
+            let drawn = bench.draw(&regex(&format!("[ab]{{{length}}}")), round, LONGEST);
+            assert!(drawn.complete && drawn.text.len() == length, "{drawn:?}");
+        }
     }
 }
 

@@ -66,88 +66,128 @@ fn a_checkpoint_without_a_tokenizer_cannot_be_guided() {
 /// are made in good time as well, on a thread as small as the engine's.
 #[test]
 fn hostile_constraints_take_neither_the_process_nor_the_time() {
-    let nested = |open: &str, inner: &str, close: &str, bytes: usize| {
-        let depth = bytes / (open.len() + close.len());
-        format!("{}{inner}{}", open.repeat(depth), close.repeat(depth))
-    };
-    let full = 65_000;
-    let many = |item: &dyn Fn(usize) -> String, separator: &str| {
-        let mut text = String::new();
-        for i in 0.. {
-            let item = item(i);
-            if text.len() + item.len() + 1 > full {
-                break;
-            }
-            text = if i == 0 { item } else { text + separator + &item };
+    let mut slow = Vec::new();
+    for (name, constraint) in [regexes(), grammars(), schemas()].concat() {
+        let begun = Instant::now();
+        let thread = thread::Builder::new().stack_size(2 << 20).spawn(move || outcome(&constraint)).unwrap();
+        let outcome = thread.join().unwrap();
+        println!("{name}: {:?} {}", begun.elapsed(), &outcome[..outcome.floor_char_boundary(200)]);
+        if begun.elapsed() > PATIENCE {
+            slow.push((name, begun.elapsed()));
         }
-        text
+    }
+    assert!(slow.is_empty(), "{slow:?}");
+}
+
+/// Generous: the machines that run tests are busy.
+const PATIENCE: Duration = Duration::from_secs(90);
+/// Nearly as long as a constraint may be.
+const FULL: usize = 65_000;
+
+/// What becomes of a constraint and of a few tokens under it.
+fn outcome(constraint: &Constraint) -> String {
+    let mut guide = match benches()[0].guide(constraint) {
+        Err(error) => return error.to_string(),
+        Ok(guide) => guide,
     };
-    let doubling = many(
-        &|i| format!(r##""d{i}": {{"anyOf": [{{"$ref": "#/$defs/d{}"}}, {{"allOf": [{{"$ref": "#/$defs/d{}"}}]}}]}}"##, i + 1, i + 1),
-        ",",
-    );
-    let rows: Vec<(&str, Constraint)> = vec![
-        ("deep parentheses", regex(&nested("(", "a", ")", full))),
-        ("deep repetition", regex(&nested("(", "a", ")*", full))),
+    for step in 0..20 {
+        let mut logits = vec![0.0; ROWS];
+        if guide.is_finished() {
+            break;
+        }
+        if let Err(reason) = guide.mask(&mut logits) {
+            return format!("mask {step}: {reason}");
+        }
+        let allowed: Vec<u32> = (0..).zip(logits).filter(|(_, logit)| *logit == 0.0).map(|(id, _)| id).collect();
+        if let Err(reason) = guide.accept(allowed[step * 7 % allowed.len()]) {
+            return format!("accept {step}: {reason}");
+        }
+    }
+    "taken".to_owned()
+}
+
+type Row = (&'static str, Constraint);
+
+fn regexes() -> Vec<Row> {
+    vec![
+        ("deep parentheses", regex(&nested("(", "a", ")", FULL))),
+        ("deep repetition", regex(&nested("(", "a", ")*", FULL))),
         ("counted repetition", regex(&nested("(", "a", "){1000}", 900))),
         ("large counts", regex("(?:[a-z]{1,60000}[0-9]{1,60000}){1,60000}")),
         ("many alternatives", regex(&many(&|i| format!("a{i}b"), "|"))),
         ("states without end", regex("(?:a|b)*a(?:a|b){400}c")),
-        ("a long literal", regex(&"ab".repeat(full / 2))),
+        ("a long literal", regex(&"ab".repeat(FULL / 2))),
         ("unicode classes", regex(&many(&|_| "\\p{L}{1,50}".into(), "&"))),
-        ("deep lark", lark(&format!("start: {}", nested("(", "\"a\"", ")", full)))),
-        ("deep lark groups", lark(&format!("start: {}", nested("(\"a\" ", "\"a\"", ")?", full)))),
+    ]
+}
+
+fn grammars() -> Vec<Row> {
+    let doubling: String = (0..40).map(|i| format!("T{i}: T{} T{}\n", i + 1, i + 1)).collect();
+    let nowhere = many(&|i| format!("r{i}: r{} | \"{i}\"", i + 1), "\n");
+    vec![
+        ("deep parentheses", lark(&format!("start: {}", nested("(", "\"a\"", ")", FULL)))),
+        ("deep groups", lark(&format!("start: {}", nested("(\"a\" ", "\"a\"", ")?", FULL)))),
         ("left and right recursion", lark("start: start start | \"a\" | ")),
         ("an ambiguous grammar", lark("start: x x x x x x x x x x x x\nx: (\"a\" | \"a\" \"a\" | x x)*")),
-        ("a chain of rules", lark(&format!("start: r0\n{}\n", many(&|i| format!("r{i}: r{} | \"{i}\"", i + 1), "\n")))),
+        ("a chain of rules that leads nowhere", lark(&format!("start: r0\n{nowhere}\n"))),
+        ("a long chain of rules", lark(&chain('a'))),
+        ("a long chain of terminals", lark(&chain('A'))),
         ("counted rules", lark("start: a{60000}\na: b{60000}\nb: \"x\"{60000}")),
-        ("doubling terminals", lark(&format!("start: T0\n{}\nT40: \"a\"", (0..40).map(|i| format!("T{i}: T{} T{}", i + 1, i + 1)).collect::<Vec<_>>().join("\n")))),
-        ("deep lark in json in lark", lark(&format!("start: %json {{ \"type\": {} }}", nested("[", "", "]", full)))),
-        ("deep json", json(&nested("{\"items\":", "{}", "}", full))),
-        ("deep anyOf", json(&nested("{\"anyOf\":[", "{}", "]}", 120 * 12))),
-        ("doubling definitions", json(&format!(r##"{{"$ref": "#/$defs/d0", "$defs": {{{doubling}, "d9999": {{}}}}}}"##))),
-        ("products of alternatives", json(&format!(r#"{{"allOf": [{}]}}"#, vec![r#"{"anyOf": [{"properties": {"a": {"type": "string"}}}, {"properties": {"b": {"type": "number"}}}, {"required": ["c"]}]}"#; 24].join(",")))),
-        ("a cycle of references", json(r##"{"$ref": "#/$defs/a", "$defs": {"a": {"allOf": [{"$ref": "#/$defs/b"}]}, "b": {"allOf": [{"$ref": "#/$defs/a"}]}}}"##)),
+        ("doubling terminals", lark(&format!("start: T0\n{doubling}T40: \"a\""))),
+        ("a deep schema in a grammar", lark(&format!("start: %json {{ \"type\": {} }}", nested("[", "", "]", FULL)))),
+    ]
+}
+
+fn schemas() -> Vec<Row> {
+    let alternatives =
+        r#"{"anyOf": [{"properties": {"a": {"type": "string"}}}, {"properties": {"b": {"type": "number"}}}, {"required": ["c"]}]}"#;
+    let cycle = r##"{"$ref": "#/$defs/a", "$defs": {"a": {"allOf": [{"$ref": "#/$defs/b"}]}, "b": {"allOf": [{"$ref": "#/$defs/a"}]}}}"##;
+    let next = |i: usize| format!(r##"{{"$ref": "#/$defs/d{}"}}"##, (i + 1) % 600);
+    let doubling: Vec<String> =
+        (0..600).map(|i| format!(r#""d{i}": {{"anyOf": [{}, {{"allOf": [{}]}}, {{"type": "null"}}]}}"#, next(i), next(i))).collect();
+    vec![
+        ("deep", json(&nested("{\"items\":", "{}", "}", FULL))),
+        ("deep alternatives", json(&nested("{\"anyOf\":[", "{}", "]}", 120 * 12))),
+        ("doubling definitions", json(&format!(r##"{{"$ref": "#/$defs/d0", "$defs": {{{}}}}}"##, doubling.join(",")))),
+        ("products of alternatives", json(&format!(r#"{{"allOf": [{}]}}"#, vec![alternatives; 24].join(",")))),
+        ("a cycle of references", json(cycle)),
         ("many properties", json(&format!(r#"{{"properties": {{{}}}}}"#, many(&|i| format!(r#""p{i}":{{}}"#), ",")))),
         ("a large enumeration", json(&format!(r#"{{"enum": [{}]}}"#, many(&|i| format!("\"{i}\""), ",")))),
         ("large arrays", json(r#"{"type": "array", "minItems": 1000000, "items": {"type": "array", "minItems": 1000000}}"#)),
         ("long strings", json(r#"{"type": "string", "minLength": 100000000, "maxLength": 200000000}"#)),
         ("a hostile pattern", json(r#"{"type": "string", "pattern": "(((a{1,1000}){1,1000}){1,1000}){1,1000}"}"#)),
-        ("many multiples", json(r#"{"allOf": [{"multipleOf": 7919}, {"multipleOf": 7907}, {"multipleOf": 7901}, {"type": "integer"}]}"#)),
+        ("multiples", json(r#"{"allOf": [{"multipleOf": 7919}, {"multipleOf": 7907}, {"multipleOf": 7901}, {"type": "integer"}]}"#)),
         ("a tiny multiple", json(r#"{"type": "number", "multipleOf": 1e-300}"#)),
-        ("a huge multiple", json(r#"{"type": "integer", "multipleOf": 1000000007}"#)),
         ("a huge range", json(r#"{"type": "number", "minimum": -1e308, "maximum": 1e-308}"#)),
-        ("pattern properties", json(&format!(r#"{{"patternProperties": {{{}}}}}"#, many(&|i| format!(r#""(a|b)*{i}(a|b){{30}}":{{}}"#), ",")))),
-    ];
-    let mut slow = Vec::new();
-    for (name, constraint) in rows {
-        let (begun, mut outcome) = (Instant::now(), String::new());
-        let small = thread::Builder::new().stack_size(2 << 20);
-        let run = move || match benches()[0].guide(&constraint) {
-            Err(error) => error.to_string(),
-            Ok(mut guide) => {
-                for step in 0..20 {
-                    let mut logits = vec![0.0; ROWS];
-                    if guide.is_finished() {
-                        break;
-                    }
-                    if let Err(reason) = guide.mask(&mut logits) {
-                        return format!("mask {step}: {reason}");
-                    }
-                    let id = (0..).zip(&logits).filter(|(id, logit)| **logit == 0.0 && *id != EOS).map(|(id, _)| id).nth(step % 3);
-                    let Some(id) = id.or((0..).zip(&logits).find(|(_, logit)| **logit == 0.0).map(|(id, _)| id)) else { break };
-                    if let Err(reason) = guide.accept(id) {
-                        return format!("accept {step}: {reason}");
-                    }
-                }
-                "taken".to_owned()
-            }
-        };
-        outcome.push_str(&small.spawn(run).unwrap().join().unwrap());
-        println!("{name}: {:?} {}", begun.elapsed(), &outcome[..outcome.floor_char_boundary(200)]);
-        if begun.elapsed() > Duration::from_secs(20) {
-            slow.push(name);
+        (
+            "pattern properties",
+            json(&format!(r#"{{"patternProperties": {{{}}}}}"#, many(&|i| format!(r#""(a|b)*{i}(a|b){{30}}":{{}}"#), ","))),
+        ),
+    ]
+}
+
+fn nested(open: &str, inner: &str, close: &str, bytes: usize) -> String {
+    let depth = bytes / (open.len() + close.len());
+    format!("{}{inner}{}", open.repeat(depth), close.repeat(depth))
+}
+
+/// As many items as fit.
+fn many(item: &dyn Fn(usize) -> String, separator: &str) -> String {
+    let mut text = item(0);
+    for next in (1..).map(item) {
+        if text.len() + separator.len() + next.len() > FULL {
+            return text;
         }
+        text.extend([separator, &next]);
     }
-    assert!(slow.is_empty(), "{slow:?}");
+    text
+}
+
+/// As many rules as fit, each naming the next: as deep as a compiler can be made to go. Names are of the case of `letter`.
+fn chain(letter: char) -> String {
+    let digit = |digit: u8| char::from(letter as u8 + digit - b'0');
+    let name = |i: usize| format!("{i:04}").bytes().map(digit).collect::<String>();
+    let last = FULL / "aaaa:aaaa\n".len() - 2;
+    let rules: String = (0..last).map(|i| format!("{}:{}\n", name(i), name(i + 1))).collect();
+    format!("start:{}\n{rules}{}:\"a\"\n", name(0), name(last))
 }

@@ -16,7 +16,7 @@ pub trait Guides: fmt::Debug + Send + Sync {
 pub trait Guide: fmt::Debug + Send {
     /// Set the logits of tokens that must not come next to negative infinity. Fails when no token is left.
     ///
-    /// Called on the engine thread once per output, while every other job waits: tens of microseconds.
+    /// Called on the engine thread once per output, while every other job waits: a tenth of a millisecond is good.
     fn mask(&mut self, logits: &mut [f32]) -> Result<(), String>;
 
     /// Go on behind a token. Fails when it must not come next.

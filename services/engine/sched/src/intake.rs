@@ -35,7 +35,7 @@ impl Limits {
                 let limit = self.text_limit(prompt_tokens, sampling.max_tokens)?;
                 let history = History::new(&sampling, token_ids(&job.prompt));
                 let guide = sampling.constraint.as_ref().map(|constraint| self.guide(constraint, &eos_token_ids)).transpose()?;
-                (Output::Text { sampling, eos_token_ids, history, guide }, limit, None)
+                (Output::Text { sampling: Box::new(sampling), eos_token_ids, history, guide }, limit, None)
             }
             Mode::Image { unconditional, sampling } => {
                 let grid = self.image_grid(&job.prompt, &unconditional)?;

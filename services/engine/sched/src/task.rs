@@ -38,7 +38,7 @@ pub(crate) struct Task {
 /// How a task's outputs are drawn.
 #[derive(Debug)]
 pub(crate) enum Output {
-    Text { sampling: Sampling, eos_token_ids: Vec<u32>, history: History, guide: Option<Box<dyn Guide>> },
+    Text { sampling: Box<Sampling>, eos_token_ids: Vec<u32>, history: History, guide: Option<Box<dyn Guide>> },
     Image { sampling: ImageSampling },
     Flow(Box<Flow>),
 }

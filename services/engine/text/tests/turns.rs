@@ -107,6 +107,7 @@ fn shown(codec: &TextCodec, segments: &[PreparedSegment]) -> String {
     let segment = |segment: &PreparedSegment| match segment {
         PreparedSegment::Tokens(ids) => codec.decode(ids, false),
         PreparedSegment::Image(_) => "<image_placeholder>".to_owned(),
+        PreparedSegment::Padding { .. } => panic!("padding in a prompt: {segments:?}"),
     };
     let text: String = segments.iter().map(segment).collect();
     text.replace("<begin_of_image>", "").replace("<end_of_image>", "")
@@ -135,7 +136,7 @@ fn content_stays_content() {
         assert_eq!(slots, 1, "{content}");
         let ids = prepared.segments.iter().flat_map(|segment| match segment {
             PreparedSegment::Tokens(ids) => ids.clone(),
-            PreparedSegment::Image(_) => Vec::new(),
+            PreparedSegment::Image(_) | PreparedSegment::Padding { .. } => Vec::new(),
         });
         let control = ["<｜begin▁of▁sentence｜>", EOS].map(|token| codec.token_id(token).unwrap());
         assert_eq!(ids.filter(|id| control.contains(id)).count(), 2, "{content}: one at the beginning, one behind the answer");
