@@ -8,10 +8,10 @@ use std::sync::Arc;
 use backend_onnx::SessionOptions;
 use checkpoint::Checkpoint;
 use domain::{LatentGrid, ModelCard};
-use layers::{Backend, EngineError, FlowModel, LanguageModel, Limits, Observer, Step, StepOutput, Weights};
+use layers::{Backend, EngineError, FlowModel, LanguageModel, Observer, Step, StepOutput, Weights};
 
 use crate::{
-    llama::Decoder,
+    llama::{Decoder, Llama},
     siglip::Siglip,
     text_config::{Fields, TextConfig},
     uvit::{FlowNetworks, UVit},
@@ -50,9 +50,8 @@ impl JanusFlowConfig {
 
 /// A model that reads text and pictures and draws by a flow.
 pub(crate) struct JanusFlow<B: Backend> {
-    card: ModelCard,
-    limits: Limits,
-    decoder: Decoder<B>,
+    /// The text side.
+    llama: Llama<B>,
     networks: FlowNetworks,
 }
 
@@ -62,31 +61,25 @@ impl<B: Backend> JanusFlow<B> {
         let root = Weights::new(checkpoint).at("language_model");
         let decoder = Decoder::load(backend, text, &root.at("model"), &root, kv_blocks)?;
         let networks = FlowNetworks::load(checkpoint, networks, &SessionOptions { threads })?;
-        Ok(Self { card, limits: decoder.limits(None), decoder, networks })
+        Ok(Self { llama: Llama::around(card, decoder), networks })
     }
 }
 
 impl<B: Backend> LanguageModel for JanusFlow<B> {
     fn card(&self) -> &ModelCard {
-        &self.card
+        self.llama.card()
     }
 
     fn kv_block_bytes(&self) -> usize {
-        self.decoder.kv_block_bytes()
+        self.llama.kv_block_bytes()
     }
 
     fn kv_blocks(&self) -> usize {
-        self.limits.kv_blocks
+        self.llama.kv_blocks()
     }
 
     fn forward(&mut self, step: &Step, observer: &mut dyn Observer) -> Result<StepOutput, EngineError> {
-        step.check(&self.limits)?;
-        let no_codes = |_: &[u32]| Err(EngineError::Step("a VQ code, but the model has no generation embedding".into()));
-        let x = self.decoder.embed(&step.rows, no_codes)?; // [rows, hidden]
-        let x = self.decoder.forward(x, &step.slices, observer)?; // [rows, hidden]
-        let mut output = StepOutput::empty(step);
-        self.decoder.text_head(&x, step, observer, &mut output)?;
-        Ok(output)
+        self.llama.forward(step, observer)
     }
 
     fn flow(&self) -> Option<&dyn FlowModel> {
