@@ -300,15 +300,18 @@ def timed(run):
     return time.perf_counter() - start, time.process_time() - spent, result
 
 
-def compare(name, ours, exported, values, rounds):
+def compare(name, ours, exported, values, rounds, run_settings):
     """Both sessions turn by turn; the first round warms them up."""
+    runs = {"ours": onnxruntime.RunOptions(), "exported": onnxruntime.RunOptions()}
+    for key, value in run_settings.items():
+        runs["ours"].add_run_config_entry(key, value)
     best = {"ours": (float("inf"), float("inf")), "exported": (float("inf"), float("inf"))}
     outputs = {}
     for turn in range(rounds + 1):
         pair = [("ours", ours), ("exported", exported)]
         for key, one in pair if turn % 2 == 0 else reversed(pair):
             time.sleep(0.05)  # threads of the other session may still be spinning
-            wall, cpu, result = timed(lambda one=one: one.run(None, {one.get_inputs()[0].name: values})[0])
+            wall, cpu, result = timed(lambda key=key, one=one: one.run(None, {one.get_inputs()[0].name: values}, runs[key])[0])
             outputs[key] = result
             if turn > 0:
                 best[key] = (min(best[key][0], wall), min(best[key][1], cpu))
@@ -349,7 +352,7 @@ def main():
         profile = {which: flags.profile and flags.profile / f"{key}-{which}" for which in ("ours", "exported")}
         ours = session(graph["file"], flags.threads, graph["settings"], profile["ours"])
         theirs = session(file, flags.threads, {}, profile["exported"])
-        row = compare(name, ours, theirs, example.numpy(), flags.rounds)
+        row = compare(name, ours, theirs, example.numpy(), flags.rounds, graph["run_settings"])
         row |= {"threads": flags.threads, "goal": GOAL}
         agrees = row["difference"] <= TOLERANCE * row["largest"]
         wrong += not agrees

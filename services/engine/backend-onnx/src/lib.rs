@@ -22,4 +22,4 @@ mod onnx {
 pub use graph::{Dim, Graph, Value};
 pub use ops::Activation;
 pub use runtime::{LIBRARY_VARIABLE, runtime_version};
-pub use session::{Input, Output, SETTINGS, Session, SessionOptions};
+pub use session::{Input, Output, RUN_SETTINGS, SETTINGS, Session, SessionOptions};

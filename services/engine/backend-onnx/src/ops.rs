@@ -193,13 +193,6 @@ impl Graph {
         self.node("DepthToSpace", &[x], vec![int("blocksize", side as i64), text("mode", "CRD")])
     }
 
-    /// Doubles height and width of `[B, C, H, W]` by repeating values.
-    pub fn upsample(&mut self, x: &Value) -> Value {
-        let (region, scales) = (Value::none(), self.floats(&[4], &[1.0, 1.0, 2.0, 2.0]));
-        let attributes = vec![text("mode", "nearest"), text("coordinate_transformation_mode", "asymmetric"), text("nearest_mode", "floor")];
-        self.node("Resize", &[x, &region, &scales], attributes)
-    }
-
     /// Doubles height and width of `x [B, in, H, W]` by repeating values, then a convolution with `weight [out, in, 3, 3]` and a border of
     /// one zero: `[B, out, 2 H, 2 W]`.
     ///

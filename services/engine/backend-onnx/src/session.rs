@@ -6,7 +6,7 @@ use checkpoint::SharedTensor;
 use layers::EngineError;
 use ort::AsPointer;
 use ort::session::builder::SessionBuilder;
-use ort::session::{Session as OrtSession, SessionInputValue};
+use ort::session::{RunOptions, Session as OrtSession, SessionInputValue};
 use ort::value::TensorRef;
 
 use crate::graph::{Graph, Model};
@@ -17,9 +17,9 @@ const FOLDER_KEY: &str = "session.model_external_initializers_file_folder_path";
 
 /// The runtime's settings for every session, by its own keys.
 ///
-/// Weights are packed for the matrix kernel when a graph is loaded, as the runtime does by itself. For the tower of SigLIP-L that takes
-/// 15 % off the matrix products, the memory stays the same (a packed weight takes the place of the other), and loading takes longer by as
-/// much as one picture.
+/// Weights are packed for the matrix kernel when a graph is loaded, as the runtime does by itself. Without, the tower of SigLIP-L takes
+/// 4.0 instead of 2.8 seconds of processor time for a picture. The memory is the same within 2 % (a packed weight takes the place of the
+/// other), and loading takes longer by as much as one picture: 2.5 s instead of 0.9 s.
 pub const SETTINGS: [(&str, &str); 1] = [
     // Threads that wait by spinning would take the cores from the language model.
     ("session.intra_op.allow_spinning", "0"),
@@ -67,6 +67,7 @@ impl Session {
         let session = builder.commit_from_memory(&bytes).map_err(|error| failed("a graph cannot be loaded", &error))?;
         // The runtime reads maps or copies of its own: ours would only be resident beside them.
         weights.iter().for_each(SharedTensor::release);
+        give_back_holes();
         Ok(Self { session: Mutex::new(session), weights, model: bytes, folder })
     }
 
@@ -93,7 +94,8 @@ impl Session {
             inputs.iter().map(tensor).collect::<Result<_, _>>().map_err(|error| failed("bad input", &error))?;
         // A panic during an earlier run leaves nothing half done in here.
         let mut session = self.session.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let outputs = session.run(&inputs[..]).map_err(|error| failed("a graph cannot be run", &error))?;
+        let options = run_options().map_err(|error| failed("a run cannot be set up", &error))?;
+        let outputs = session.run_with_options(&inputs[..], &options).map_err(|error| failed("a graph cannot be run", &error))?;
         let mut results = Vec::with_capacity(outputs.len());
         for (name, value) in &outputs {
             let (shape, values) = value.try_extract_tensor::<f32>().map_err(|error| failed("bad output", &error))?;
@@ -107,7 +109,7 @@ impl Session {
 fn builder(options: &SessionOptions, folder: Option<&str>) -> Result<SessionBuilder, Box<dyn std::error::Error>> {
     let mut builder = OrtSession::builder(environment()?)?
         .with_intra_threads(options.threads)?
-        // A plan of all activations made ahead keeps 100 MB of a large tower twice while it loads, and saves no time in runs of a second.
+        // A plan of all activations made ahead leaves 100 MB of a large tower twice in memory, and saves no time in runs of a second.
         .with_memory_pattern(false)?;
     for (key, value) in SETTINGS {
         builder = builder.with_config_entry(key, value)?;
@@ -116,6 +118,29 @@ fn builder(options: &SessionOptions, folder: Option<&str>) -> Result<SessionBuil
         builder = builder.with_config_entry(FOLDER_KEY, folder)?;
     }
     Ok(builder)
+}
+
+/// Settings of every run, by the runtime's own keys.
+pub const RUN_SETTINGS: [(&str, &str); 1] = [
+    // A decoder's activations take 400 MB, for two seconds of the minutes that a picture takes. Taking them anew costs nothing measurable.
+    ("memory.enable_memory_arena_shrinkage", "cpu:0"),
+];
+
+fn run_options() -> Result<RunOptions, ort::Error> {
+    let mut options = RunOptions::new()?;
+    RUN_SETTINGS.iter().try_for_each(|(key, value)| options.set(key, value))?;
+    Ok(options)
+}
+
+/// Has the C library give memory back that it holds between blocks in use. Widening and packing the weights of a graph one after the other
+/// leaves 100 MB (SigLIP-L) to 200 MB (VQ-16) of such holes.
+fn give_back_holes() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    #[allow(unsafe_code)]
+    // SAFETY: the function takes no pointer, locks what it works on, and touches only memory that nobody has been given.
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }
 
 /// Gives the runtime the bytes of weights that it cannot map. It copies them while it loads the graph.

@@ -42,7 +42,7 @@ mod vae;
 mod vision;
 mod vq;
 
-pub use backend_onnx::{SETTINGS as ONNX_SETTINGS, SessionOptions as OnnxOptions, runtime_version};
+pub use backend_onnx::{RUN_SETTINGS as ONNX_RUN_SETTINGS, SETTINGS as ONNX_SETTINGS, SessionOptions as OnnxOptions, runtime_version};
 pub use onnx::Probe;
 pub use painter::{Painter, load_painter};
 pub use vae::{VaeDecoder, vae_folder};

@@ -49,6 +49,14 @@ impl Painter {
         }
     }
 
+    /// The decoder's graph as an ONNX file for other programs, and the folder that it belongs in.
+    pub fn onnx(&self) -> Option<(&[u8], &Path)> {
+        match self {
+            Self::Vq(decoder) => decoder.onnx(),
+            Self::Vae(decoder) => decoder.onnx(),
+        }
+    }
+
     /// Paints a complete drawing -> `[3, height, width]`, about -1..=1.
     pub fn paint(&self, drawing: &Drawing) -> Result<Vec<f32>, EngineError> {
         match (self, drawing) {

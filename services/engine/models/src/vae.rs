@@ -94,6 +94,11 @@ impl VaeDecoder {
         (columns * self.model.scale(), rows * self.model.scale())
     }
 
+    /// The graph as an ONNX file for other programs, and the folder that it belongs in.
+    pub fn onnx(&self) -> Option<(&[u8], &Path)> {
+        self.session.onnx()
+    }
+
     /// A map as a model draws it -> `[3, height, width]`, about -1..=1.
     pub fn decode(&self, z: &[f32]) -> Result<Vec<f32>, EngineError> {
         self.decode_unscaled(&self.unscaled(z))
@@ -173,8 +178,7 @@ impl VaeModel {
                 channels = width;
             }
             if level + 1 < self.level_channels.len() {
-                let wide = b.graph.upsample(&x);
-                x = b.conv(&wide, &format!("{root}.upsamplers.0.conv"), (channels, channels, 3), 1)?;
+                x = b.upsample_conv(&x, &format!("{root}.upsamplers.0.conv"), channels)?;
             }
         }
         // 3. colours

@@ -185,11 +185,13 @@ impl VqModel {
         1 << (self.level_channels.len() - 1)
     }
 
-    /// `codes [B, side * side]` -> `pixels [B, 3, height, width]`
+    /// `codes [1, side * side]` -> `pixels [1, 3, height, width]`
+    ///
+    /// One picture, as [`VqDecoder::decode`] asks for: when every size is known, the runtime adds residuals inside the convolutions.
     fn build<'a>(&self, checkpoint: &'a Checkpoint, probing: bool) -> Result<Builder<'a>, EngineError> {
         let mut builder = Builder::new(checkpoint, probing);
         let b = &mut builder;
-        let codes = b.graph.input_ids("codes", &[Dim::Named("images"), Dim::Fixed(self.side * self.side)]);
+        let codes = b.graph.input_ids("codes", &[Dim::Fixed(1), Dim::Fixed(self.side * self.side)]);
         let latent = self.look_up(b, &codes)?; // [B, latent, side, side]
         let mut channels = self.level_channels[0];
         let mut x = b.conv(&latent, &self.names.of("decoder.conv_in"), (channels, self.latent_channels, 3), 1)?;

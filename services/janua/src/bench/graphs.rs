@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use checkpoint::Checkpoint;
 use clap::Args;
-use models::OnnxOptions;
+use models::{OnnxOptions, Painter};
 use serde_json::json;
 
 use crate::{Failure, terminal};
@@ -30,8 +30,12 @@ fn write(dir: &Path) -> Result<(), Failure> {
     if let Some(encoder) = models::load_vision(&checkpoint, &options).map_err(Failure::input)? {
         save("vision", encoder.onnx())?;
     }
-    if let Some(decoder) = models::load_vq(&checkpoint, &options).map_err(Failure::input)? {
-        save("vq", decoder.onnx())?;
+    if let Some(painter) = models::load_painter(&checkpoint, None, &options).map_err(Failure::input)? {
+        let name = match painter {
+            Painter::Vq(_) => "vq",
+            Painter::Vae(_) => "vae",
+        };
+        save(name, painter.onnx())?;
     }
     Ok(())
 }
@@ -40,6 +44,8 @@ fn save(name: &str, graph: Option<(&[u8], &Path)>) -> Result<(), Failure> {
     let (bytes, folder) = graph.ok_or_else(|| Failure::input(format!("{name}: its weights lie in several folders")))?;
     let file = folder.join(format!("{name}.onnx"));
     std::fs::write(&file, bytes).map_err(|error| Failure::input(format!("cannot write {}: {error}", file.display())))?;
-    let settings: BTreeMap<_, _> = models::ONNX_SETTINGS.into_iter().collect();
-    terminal::json(&json!({"graph": name, "file": file.display().to_string(), "settings": settings})).map(drop)
+    let object = |settings: &[(&'static str, &'static str)]| settings.iter().copied().collect::<BTreeMap<_, _>>();
+    let (settings, run_settings) = (object(&models::ONNX_SETTINGS), object(&models::ONNX_RUN_SETTINGS));
+    terminal::json(&json!({"graph": name, "file": file.display().to_string(), "settings": settings, "run_settings": run_settings}))
+        .map(drop)
 }
