@@ -7,7 +7,7 @@ MODEL ?= tests/fixtures/janus
 ARGS ?=
 export PATH := $(CURDIR)/target/tools/py/bin:$(PATH)
 
-.PHONY: help deps run serve test unit check fmt clippy deny docs shell bench proto up down clean
+.PHONY: help deps run serve test unit check fmt clippy deny docs shell faults bench proto up down clean
 
 help: ## List the targets.
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -43,12 +43,17 @@ shell: ## Shell scripts.
 	@deploy/deps/lint.sh
 	shellcheck $$(git ls-files '*.sh' .ci/run)
 
+faults: deps ## Kill replicas for a minute under load, and measure shards behind a link with delay and loss (six minutes; root for the links).
+	JANUA_FAULT_SECONDS=60 cargo test --workspace --test faults -- --nocapture --test-threads 1
+
 bench: deps ## Measure, as ratios against peers and limits in the same run (half an hour; 15 GB of disk).
 	cargo bench --workspace
 	@cargo build --release --package janua
 	@target/release/janua bench families --families llama,v2-lite,moe,vl-hybrid
 	@target/release/janua bench families --families janus,janusflow --keep
 	@tests/benches/exported.sh
+	@target/release/janua bench families --families moe --keep --no-measure
+	@target/release/janua bench shards target/bench/moe --shards 2 --batch 16
 
 proto: ## Generate the wire types anew.
 	JANUA_BLESS=1 cargo test --package proto

@@ -30,7 +30,7 @@ stop() {
 }
 
 labels=(router tokenizer vision images)
-for file in "$run"/language-*.pid; do
+for file in "$run"/language-*.pid "$run"/experts-*.pid; do
     [ -e "$file" ] && labels+=("$(basename "$file" .pid)")
 done
 for label in "${labels[@]}" redis nats; do stop "$label"; done

@@ -2,8 +2,8 @@
 # Starts Janua as it runs in production, on this machine: nats-server, redis-server and the five services as separate processes.
 # Usage: deploy/up.sh MODEL_FOLDER [NAME]      then deploy/down.sh
 # Variables: LISTEN (default 127.0.0.1:50051), NATS_PORT (14222), REDIS_PORT (16379), WIRE (nats or direct), REPLICAS of language (1),
-# JANUA (a program that is built already; otherwise target/release/janua is built).
-# Everything it writes is in target/run: pid files, logs, janua.toml.
+# SHARDS of a model with experts (0: none, the language service computes them), SHARD_REPLICAS of each (1), JANUA (a program that is built already; otherwise target/release/janua is built).
+# Everything it writes is in target/run: pid files, logs, janua.toml, and what NATS stores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -14,6 +14,8 @@ nats_port=${NATS_PORT:-14222}
 redis_port=${REDIS_PORT:-16379}
 wire=${WIRE:-nats}
 replicas=${REPLICAS:-1}
+shards=${SHARDS:-0}
+shard_replicas=${SHARD_REPLICAS:-1}
 janua=${JANUA:-target/release/janua}
 run=target/run
 ready_limit=180 # seconds
@@ -86,17 +88,30 @@ redis_url = "redis://127.0.0.1:$redis_port"
 [router]
 listen = "$listen"
 
+[language]
+experts = "$([ "$shards" -gt 0 ] && echo remote || echo local)"
+
+[experts]
+shards = $shards
+
 [[models]]
 name = "$name"
 path = "$(realpath "$folder")"
 TOML
 
-start nats nats-server --addr 127.0.0.1 --port "$nats_port"
+start nats nats-server --addr 127.0.0.1 --port "$nats_port" --jetstream --store_dir "$run/nats"
 start redis redis-server --bind 127.0.0.1 --port "$redis_port" --save '' --appendonly no --dir "$run"
 wait_for nats-server nats listening "$nats_port"
 wait_for redis-server redis listening "$redis_port"
 
-serve() { start "$1" "$janua" serve --service "$2" --config "$run/janua.toml" --quiet; }
+serve() {
+    local label=$1 service=$2
+    shift 2
+    start "$label" "$janua" serve --service "$service" --config "$run/janua.toml" --quiet "$@"
+}
+for ((shard = 0; shard < shards; shard++)); do
+    for ((i = 1; i <= shard_replicas; i++)); do serve "experts-$shard-$i" experts --set "experts.shard=$shard"; done
+done
 for ((i = 1; i <= replicas; i++)); do serve "language-$i" language; done
 serve tokenizer tokenizer
 # A text model has no pictures to read or draw.

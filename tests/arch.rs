@@ -22,6 +22,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("mesh", &["telemetry"]),
     ("process", &["config", "mesh", "telemetry", "checkpoint"]),
     ("testkit", &[]),
+    ("placement", &[]),
     ("checkpoint", &[]),
     ("text", &["checkpoint", "domain"]),
     ("pixels", &["domain"]),
@@ -36,8 +37,23 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("vision", &["cache", "checkpoint", "config", "domain", "mesh", "models", "pixels", "process", "proto", "telemetry", "wire"]),
     (
         "language",
-        &["checkpoint", "config", "constraint", "domain", "layers", "mesh", "models", "process", "proto", "sched", "telemetry", "wire"],
+        &[
+            "checkpoint",
+            "config",
+            "constraint",
+            "domain",
+            "layers",
+            "mesh",
+            "models",
+            "placement",
+            "process",
+            "proto",
+            "sched",
+            "telemetry",
+            "wire",
+        ],
     ),
+    ("experts", &["checkpoint", "config", "domain", "layers", "mesh", "models", "placement", "process", "proto", "telemetry", "wire"]),
     ("images", &["checkpoint", "config", "domain", "mesh", "models", "pixels", "process", "proto", "telemetry", "wire"]),
 ];
 

@@ -4,12 +4,13 @@ use std::{fs, path::Path};
 
 use protox::prost::Message;
 
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
     "janua/v1/common.proto",
     "janua/v1/janua.proto",
     "janua/v1/tokenizer.proto",
     "janua/v1/vision.proto",
     "janua/v1/language.proto",
+    "janua/v1/experts.proto",
     "janua/v1/images.proto",
 ];
 

@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod company;
+mod experts;
 mod fairness;
 mod flow;
 mod golden;

@@ -25,6 +25,9 @@ async fn one_piece_of_work_is_one_tree() {
         work(World::start(wire, &["janus"]).await, &label(wire, "whole")).await;
         work(World::without_trace_context(wire, &["janus"]).await, &label(wire, "broken")).await;
     }
+    for wire in WIRES {
+        sharded_work(wire).await;
+    }
     // Everything has ended, so this sends the last span.
     guard.shutdown().await;
 
@@ -33,6 +36,9 @@ async fn one_piece_of_work_is_one_tree() {
         assert_eq!(tree(&trace_of(&spans, &label(wire, "whole"))), Ok(()), "over {}", wire.name());
         let broken = trace_of(&spans, &label(wire, "broken"));
         assert!(tree(&broken).is_err(), "a lost context over {} must be noticed: {broken:#?}", wire.name());
+    }
+    for wire in WIRES {
+        assert_eq!(shards(&spans, &trace_of(&spans, &label(wire, "sharded"))), Ok(()), "over {}", wire.name());
     }
     // The broken requests did reach every service: their spans are there, in traces of their own.
     for service in SERVICES {
@@ -57,6 +63,50 @@ async fn work(world: World, label: &str) {
     .instrument(span)
     .await;
     world.stop().await;
+}
+
+/// Two requests to a model whose experts are in two shards.
+async fn sharded_work(wire: Wire) {
+    let world = World::start_with(wire, &["moe_v1"], &[("language.experts", "remote"), ("experts.shards", "2")]).await;
+    testkit::wait_until("the shards are found", std::time::Duration::from_secs(30), async || {
+        world.ask(Golden::read("moe_v1").prompts.remove(0).request).await.is_ok()
+    })
+    .await;
+    let span = tracing::info_span!("work", otel.name = label(wire, "sharded"));
+    async {
+        let (first, second) = (Golden::read("moe_v1").prompts.remove(0), Golden::read("moe_v1").prompts.remove(1));
+        tokio::join!(send(&world, first.request), send(&world, second.request));
+    }
+    .instrument(span)
+    .await;
+    world.stop().await;
+}
+
+/// `Ok` when the trace leads to the steps that computed its requests, those to the calls of every shard and to what happened there, and back.
+fn shards(spans: &[CollectedSpan], trace: &[CollectedSpan]) -> Result<(), String> {
+    let requests: Vec<_> = trace.iter().filter(|span| span.name == "language.generate").collect();
+    if requests.len() != 2 {
+        return Err(format!("{} generations", requests.len()));
+    }
+    for request in requests {
+        let is_linked = |a: &CollectedSpan, b: &CollectedSpan| a.links.contains(&(b.trace_id.clone(), b.span_id.clone()));
+        let steps: Vec<_> = spans.iter().filter(|span| span.name == "language.step" && is_linked(request, span)).collect();
+        let step = steps.iter().find(|step| is_linked(step, request)).ok_or(format!("none of {} steps leads back", steps.len()))?;
+        let below = |parent: &CollectedSpan, name: &str| -> Vec<&CollectedSpan> {
+            spans.iter().filter(|span| span.parent_id == parent.span_id && span.name == name).collect()
+        };
+        let calls = below(step, "experts.call");
+        let called: BTreeSet<&str> = calls.iter().filter_map(|call| call.attributes.get("janua.shard")).map(String::as_str).collect();
+        if called != BTreeSet::from(["0-7", "8-15"]) {
+            return Err(format!("calls of {called:?}"));
+        }
+        for call in calls {
+            if call.trace_id != step.trace_id || below(call, "experts/Compute").is_empty() {
+                return Err(format!("nothing happened at {:?}", call.attributes));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Sends a request with the current span's context in its headers, as an instrumented client does.

@@ -58,16 +58,29 @@ impl World {
         Self::build(wire, fixtures, &[], false).await
     }
 
+    /// Services that use a broker which is there already, or none, as the settings say.
+    pub async fn beside(fixtures: &[&str], settings: &[(&str, &str)]) -> Self {
+        Self::launch(fixtures, settings, true, None).await
+    }
+
     async fn build(wire: Wire, fixtures: &[&str], settings: &[(&str, &str)], trace_context: bool) -> Self {
         let nats = match wire {
             Wire::InProcess => None,
             Wire::Nats | Wire::Direct => Some(NatsServer::start().await),
         };
+        let url = nats.as_ref().map(NatsServer::url).unwrap_or_default();
+        let mut settings = settings.to_vec();
+        settings.push(("mesh.wire", wire.name()));
+        if nats.is_some() {
+            settings.push(("mesh.nats_url", &url));
+        }
+        Self::launch(fixtures, &settings, trace_context, nats).await
+    }
+
+    async fn launch(fixtures: &[&str], settings: &[(&str, &str)], trace_context: bool, nats: Option<NatsServer>) -> Self {
         // Many worlds live in one process, and one test watches its address space: a cache for the whole context of every sequence is too much.
         let settings = [("language.kv_cache_bytes", KV_CACHE_BYTES)].iter().chain(settings);
-        let mut settings: Vec<(String, String)> = settings.map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        settings.push(("mesh.wire".to_owned(), wire.name().to_owned()));
-        settings.extend(nats.iter().map(|nats| ("mesh.nats_url".to_owned(), nats.url())));
+        let settings: Vec<(String, String)> = settings.map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         let models: Vec<(String, PathBuf)> = fixtures.iter().map(|name| ((*name).to_owned(), testkit::fixture(name))).collect();
         let mut options = LocalOptions::with_settings(models, &settings).unwrap().quiet();
         options.trace_context = trace_context;

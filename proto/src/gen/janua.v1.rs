@@ -101,6 +101,10 @@ pub struct Sampling {
     /// What the text must look like. Absent: it may be anything.
     #[prost(message, optional, tag = "14")]
     pub constraint: ::core::option::Option<Constraint>,
+    /// Rather a worse answer than none: while no replica of an expert shard is running, go on without its experts, whose share the other experts of
+    /// a token take over. Usage says how many tokens lost an expert. Otherwise such a request ends with UNAVAILABLE, which names the shard.
+    #[prost(bool, tag = "15")]
+    pub allow_expert_loss: bool,
 }
 /// What a text must look like, from its first character to its last. Tokens that cannot lead there are never drawn, and end-of-sentence
 /// only where the text is complete; where nothing may follow, the output ends with FINISH_REASON_STOP. An output cut short by max_tokens is
@@ -509,6 +513,9 @@ pub struct Usage {
     /// prompt positions found in the prefix cache
     #[prost(uint32, tag = "4")]
     pub cached_tokens: u32,
+    /// Positions, of prompt and output, that were computed without one of their experts; 0 unless Sampling.allow_expert_loss was set.
+    #[prost(uint32, tag = "5")]
+    pub degraded_tokens: u32,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListModelsRequest {}
@@ -2098,7 +2105,7 @@ pub struct FlowState {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct LanguageResponse {
-    #[prost(oneof = "language_response::Event", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "language_response::Event", tags = "1, 2, 3, 4, 5")]
     pub event: ::core::option::Option<language_response::Event>,
 }
 /// Nested message and enum types in `LanguageResponse`.
@@ -2116,6 +2123,10 @@ pub mod language_response {
         /// in flow mode, once for every step
         #[prost(message, tag = "4")]
         Flow(super::FlowStep),
+        /// Positions since the last message of this kind that were computed without one of their experts. Comes before the output that follows from
+        /// them, and only where Sampling.allow_expert_loss is set.
+        #[prost(uint32, tag = "5")]
+        DegradedPositions(u32),
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2576,6 +2587,612 @@ pub mod language_server {
     /// Generated gRPC service name
     pub const SERVICE_NAME: &str = "janua.v1.Language";
     impl<T> tonic::server::NamedService for LanguageServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+/// Rows of a step for some experts of one layer.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ExpertBatch {
+    /// chosen by the caller; no two batches under way have the same
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    /// of the decoder
+    #[prost(uint32, tag = "2")]
+    pub layer: u32,
+    /// Normed inputs of the layer of experts, one row for each token that has an expert here.
+    #[prost(message, optional, tag = "3")]
+    pub rows: ::core::option::Option<Activations>,
+    /// Ascending, each at most once.
+    #[prost(uint32, repeated, tag = "4")]
+    pub experts: ::prost::alloc::vec::Vec<u32>,
+    /// One per expert: how many of the rows are for it; at least 1.
+    #[prost(uint32, repeated, tag = "5")]
+    pub counts: ::prost::alloc::vec::Vec<u32>,
+    /// The rows of each expert, ascending; one expert after the other.
+    #[prost(uint32, repeated, tag = "6")]
+    pub places: ::prost::alloc::vec::Vec<u32>,
+    /// One per place, the gate's weights: then the answer is their sum. None: then it is every expert's output by itself.
+    #[prost(float, repeated, tag = "7")]
+    pub weights: ::prost::alloc::vec::Vec<f32>,
+    /// W3C trace context of the caller's span; empty: the batch is not traced.
+    #[prost(string, tag = "8")]
+    pub traceparent: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ExpertReply {
+    #[prost(oneof = "expert_reply::Reply", tags = "1, 2, 3")]
+    pub reply: ::core::option::Option<expert_reply::Reply>,
+}
+/// Nested message and enum types in `ExpertReply`.
+pub mod expert_reply {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Reply {
+        /// first, and whenever it changes
+        #[prost(message, tag = "1")]
+        Holdings(super::Holdings),
+        #[prost(message, tag = "2")]
+        Outputs(super::ExpertOutputs),
+        #[prost(message, tag = "3")]
+        Failure(super::ExpertFailure),
+    }
+}
+/// Which experts a replica holds.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Holdings {
+    /// Own range: experts first ..= last of every layer of experts.
+    #[prost(uint32, tag = "1")]
+    pub first: u32,
+    #[prost(uint32, tag = "2")]
+    pub last: u32,
+    /// Copies of other shards' experts, ascending.
+    #[prost(uint32, repeated, tag = "3")]
+    pub extra: ::prost::alloc::vec::Vec<u32>,
+    /// Of the checkpoint: replicas and callers with different weights refuse each other.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub fingerprint: ::prost::bytes::Bytes,
+}
+/// A part of the outputs of a batch, sent as soon as it is computed. In all there is, without weights in the batch, one row per place, in their
+/// order; with weights, for each row of the batch the weighted sum over the experts here, added by ascending expert.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ExpertOutputs {
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    #[prost(message, optional, tag = "2")]
+    pub rows: ::core::option::Option<Activations>,
+    /// Which of all these rows the part begins with.
+    #[prost(uint32, tag = "3")]
+    pub first: u32,
+}
+/// Why a batch has no outputs; the stream goes on.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExpertFailure {
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    #[prost(enumeration = "expert_failure::Reason", tag = "2")]
+    pub reason: i32,
+    #[prost(string, tag = "3")]
+    pub message: ::prost::alloc::string::String,
+}
+/// Nested message and enum types in `ExpertFailure`.
+pub mod expert_failure {
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum Reason {
+        /// as REASON_COMPUTE
+        Unspecified = 0,
+        /// the batch contradicts itself or the model
+        Invalid = 1,
+        /// an expert that is not held here
+        NotHeld = 2,
+        /// as many batches wait as may
+        Busy = 3,
+        /// the experts could not be computed
+        Compute = 4,
+    }
+    impl Reason {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Unspecified => "REASON_UNSPECIFIED",
+                Self::Invalid => "REASON_INVALID",
+                Self::NotHeld => "REASON_NOT_HELD",
+                Self::Busy => "REASON_BUSY",
+                Self::Compute => "REASON_COMPUTE",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "REASON_UNSPECIFIED" => Some(Self::Unspecified),
+                "REASON_INVALID" => Some(Self::Invalid),
+                "REASON_NOT_HELD" => Some(Self::NotHeld),
+                "REASON_BUSY" => Some(Self::Busy),
+                "REASON_COMPUTE" => Some(Self::Compute),
+                _ => None,
+            }
+        }
+    }
+}
+/// A row-major matrix of numbers.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Activations {
+    #[prost(uint32, tag = "1")]
+    pub rows: u32,
+    /// hidden size
+    #[prost(uint32, tag = "2")]
+    pub width: u32,
+    #[prost(enumeration = "activations::Encoding", tag = "3")]
+    pub encoding: i32,
+    /// rows * width numbers, little endian.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub data: ::prost::bytes::Bytes,
+    /// ENCODING_INT8: one per row, what its whole numbers are multiplied with.
+    #[prost(float, repeated, tag = "5")]
+    pub scales: ::prost::alloc::vec::Vec<f32>,
+}
+/// Nested message and enum types in `Activations`.
+pub mod activations {
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum Encoding {
+        /// refused
+        Unspecified = 0,
+        /// 4 bytes
+        F32 = 1,
+        /// 2 bytes, rounded to nearest even
+        Bf16 = 2,
+        /// 1 byte, -127 to 127
+        Int8 = 3,
+    }
+    impl Encoding {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Unspecified => "ENCODING_UNSPECIFIED",
+                Self::F32 => "ENCODING_F32",
+                Self::Bf16 => "ENCODING_BF16",
+                Self::Int8 => "ENCODING_INT8",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "ENCODING_UNSPECIFIED" => Some(Self::Unspecified),
+                "ENCODING_F32" => Some(Self::F32),
+                "ENCODING_BF16" => Some(Self::Bf16),
+                "ENCODING_INT8" => Some(Self::Int8),
+                _ => None,
+            }
+        }
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct InspectExpertsRequest {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct InspectExpertsResponse {
+    #[prost(message, optional, tag = "1")]
+    pub holdings: ::core::option::Option<Holdings>,
+    /// Layers that have experts, ascending.
+    #[prost(uint32, repeated, tag = "2")]
+    pub layers: ::prost::alloc::vec::Vec<u32>,
+    /// routed experts of each such layer, all shards together
+    #[prost(uint32, tag = "3")]
+    pub experts: u32,
+    #[prost(uint32, tag = "4")]
+    pub hidden_size: u32,
+    /// Rows computed since the start: for every layer in turn, one number for each of its experts.
+    #[prost(uint64, repeated, tag = "5")]
+    pub rows_by_expert: ::prost::alloc::vec::Vec<u64>,
+    #[prost(uint64, tag = "6")]
+    pub batches: u64,
+    /// of the experts held
+    #[prost(uint64, tag = "7")]
+    pub weight_bytes: u64,
+}
+/// Generated client implementations.
+pub mod experts_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// Routed experts of one checkpoint: a shard of them, in every layer that has any. Stateless: an answer depends on its batch alone, so a batch
+    /// may be sent again, to the same replica or to another, and the first answer is as good as any other.
+    #[derive(Debug, Clone)]
+    pub struct ExpertsClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl ExpertsClient<tonic::transport::Channel> {
+        /// Attempt to create a new client by connecting to a given endpoint.
+        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
+        where
+            D: TryInto<tonic::transport::Endpoint>,
+            D::Error: Into<StdError>,
+        {
+            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
+            Ok(Self::new(conn))
+        }
+    }
+    impl<T> ExpertsClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> ExpertsClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            ExpertsClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// A stream that stays open as long as its caller lives: batches in, for each of them outputs or a failure. They may come in any order. The first message
+        /// says what the replica holds; it comes again when that changes.
+        pub async fn compute(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<Message = super::ExpertBatch>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::ExpertReply>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/janua.v1.Experts/Compute");
+            let mut req = request.into_streaming_request();
+            req.extensions_mut().insert(GrpcMethod::new("janua.v1.Experts", "Compute"));
+            self.inner.streaming(req, path, codec).await
+        }
+        /// What the replica holds and has done so far.
+        pub async fn inspect(
+            &mut self,
+            request: impl tonic::IntoRequest<super::InspectExpertsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::InspectExpertsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/janua.v1.Experts/Inspect");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("janua.v1.Experts", "Inspect"));
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod experts_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with ExpertsServer.
+    #[async_trait]
+    pub trait Experts: std::marker::Send + std::marker::Sync + 'static {
+        /// Server streaming response type for the Compute method.
+        type ComputeStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::ExpertReply, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// A stream that stays open as long as its caller lives: batches in, for each of them outputs or a failure. They may come in any order. The first message
+        /// says what the replica holds; it comes again when that changes.
+        async fn compute(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::ExpertBatch>>,
+        ) -> std::result::Result<tonic::Response<Self::ComputeStream>, tonic::Status>;
+        /// What the replica holds and has done so far.
+        async fn inspect(
+            &self,
+            request: tonic::Request<super::InspectExpertsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::InspectExpertsResponse>,
+            tonic::Status,
+        >;
+    }
+    /// Routed experts of one checkpoint: a shard of them, in every layer that has any. Stateless: an answer depends on its batch alone, so a batch
+    /// may be sent again, to the same replica or to another, and the first answer is as good as any other.
+    #[derive(Debug)]
+    pub struct ExpertsServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> ExpertsServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for ExpertsServer<T>
+    where
+        T: Experts,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/janua.v1.Experts/Compute" => {
+                    #[allow(non_camel_case_types)]
+                    struct ComputeSvc<T: Experts>(pub Arc<T>);
+                    impl<T: Experts> tonic::server::StreamingService<super::ExpertBatch>
+                    for ComputeSvc<T> {
+                        type Response = super::ExpertReply;
+                        type ResponseStream = T::ComputeStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<tonic::Streaming<super::ExpertBatch>>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Experts>::compute(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ComputeSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/janua.v1.Experts/Inspect" => {
+                    #[allow(non_camel_case_types)]
+                    struct InspectSvc<T: Experts>(pub Arc<T>);
+                    impl<
+                        T: Experts,
+                    > tonic::server::UnaryService<super::InspectExpertsRequest>
+                    for InspectSvc<T> {
+                        type Response = super::InspectExpertsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::InspectExpertsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Experts>::inspect(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = InspectSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for ExpertsServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "janua.v1.Experts";
+    impl<T> tonic::server::NamedService for ExpertsServer<T> {
         const NAME: &'static str = SERVICE_NAME;
     }
 }

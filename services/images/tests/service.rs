@@ -40,7 +40,7 @@ async fn serve(settings: &[(&str, &str)]) -> Service {
 async fn serve_model(model: &str, settings: &[(&str, &str)]) -> Service {
     let settings: Vec<_> = settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
     let config = Config::resolve(None, [], &settings).unwrap();
-    let open = |name: &str| LoadedModel { name: name.to_owned(), checkpoint: Arc::new(Checkpoint::open(&fixture(name)).unwrap()) };
+    let open = |name: &str| LoadedModel::new(name, Arc::new(Checkpoint::open(&fixture(name)).unwrap()));
     let host = Host::new(config, Mesh::in_process(), vec![open("llama"), open("janus"), open("janusflow")], Arc::new(Silent));
     let offers = images::start(&host).await.unwrap();
     assert_eq!(

@@ -32,6 +32,8 @@ impl Broker {
         let child = Command::new(PROGRAM)
             .args(["--addr", "127.0.0.1", "--port", "-1", "--ports_file_dir"])
             .arg(&folder)
+            .args(["--jetstream", "--store_dir"])
+            .arg(folder.join("jetstream"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())

@@ -3,7 +3,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::terminal::{self, BAD, paint};
-use crate::{Failure, bench, chat, completions, demo, doctor, failure, fill, image, models, serve, verify};
+use crate::{Failure, bench, chat, completions, demo, doctor, failure, fill, image, models, plan, serve, shards, verify};
 
 /// Serve the DeepSeek model family behind one gRPC door: text and images in, text and images out
 #[derive(Debug, Parser)]
@@ -34,6 +34,8 @@ enum Command {
     Doctor(doctor::Doctor),
     Demo(demo::Demo),
     Bench(bench::Bench),
+    Plan(plan::Plan),
+    Experts(shards::Experts),
     Completions(completions::Completions),
 }
 
@@ -61,6 +63,8 @@ pub fn run() -> ExitCode {
         Command::Doctor(flags) => on_runtime(doctor::run(flags)),
         Command::Demo(flags) => on_runtime(demo::run(flags)),
         Command::Bench(flags) => on_runtime(bench::run(flags)),
+        Command::Plan(flags) => plan::run(&flags),
+        Command::Experts(flags) => on_runtime(shards::run(flags)),
         Command::Completions(flags) => completions::run(&flags),
     };
     match done {

@@ -27,6 +27,7 @@ pub fn to_json(event: &Event) -> Value {
             json!({"event": "completed", "usage": {
                 "prompt_tokens": usage.prompt_tokens, "image_tokens": usage.image_tokens,
                 "output_tokens": usage.output_tokens, "cached_tokens": usage.cached_tokens,
+                "degraded_tokens": usage.degraded_tokens,
             }})
         }
     }

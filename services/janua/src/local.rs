@@ -1,4 +1,4 @@
-//! All five services inside this process, talking over any wire, behind one HTTP/2 door.
+//! All services inside this process, talking over any wire, behind one HTTP/2 door.
 
 use std::io::IsTerminal;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -6,15 +6,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
 use config::Config;
-use mesh::{Channel, Mesh, MeshConfig, Target, Wire};
+use language::{Experts, LanguageConfig};
+use mesh::{Channel, Target};
 use process::{Host, Offer, ProcessConfig, Progress, Served};
 use router::RouterConfig;
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 
 use crate::Failure;
+use crate::hosts::Hosts;
 
 /// The services behind the router, in the order in which they start: what is refused soonest first.
 const STAGES: [&str; 4] = ["tokenizer", "images", "vision", "language"];
@@ -91,23 +92,17 @@ impl Local {
             what: format!("cannot listen on {listen}: {error}; choose another address with --listen"),
         })?;
         let address = listener.local_addr()?;
-        let models = process::open_models(&config, &progress, true).await?;
-        let wire: MeshConfig = config.section("mesh")?;
-        let shared = Mesh::in_process();
-        let host = async || -> anyhow::Result<Host> {
-            // Over a broker every service gets a connection of its own, as in a process of its own.
-            let mesh =
-                if wire.wire == Wire::InProcess { shared.clone() } else { Mesh::connect(&wire).await.context("cannot join the mesh")? };
-            let mesh = if trace_context { mesh } else { mesh.without_trace_context() };
-            Ok(Host::new(config.clone(), mesh, models.clone(), progress.clone()))
-        };
+        let hosts = Hosts::open(config, progress, trace_context, true).await?;
         let mut served = Vec::with_capacity(STAGES.len() + 1);
+        if hosts.config.section::<LanguageConfig>("language")?.experts == Experts::Remote {
+            served = hosts.serve_experts().await?;
+        }
         for stage in STAGES {
-            let host = host().await?;
+            let host = hosts.host().await?;
             let offers = start_stage(stage, &host).await?;
             served.push(process::serve(&host.mesh, &host.doors, offers).await?);
         }
-        let host = host().await?;
+        let host = hosts.host().await?;
         let routes = router::routes(&host)?;
         router::listen(&host, listener, routes.clone());
         let target = Target::new("router", "janua");
@@ -115,7 +110,7 @@ impl Local {
         let offer = Offer { target, routes };
         served.push(process::serve(&host.mesh, &host.doors, vec![offer]).await?);
         served.reverse();
-        Ok(Self { address, grace: config.section::<ProcessConfig>("process")?.grace(), router: channel, served })
+        Ok(Self { address, grace: hosts.config.section::<ProcessConfig>("process")?.grace(), router: channel, served })
     }
 
     /// Where the door is: `http://127.0.0.1:PORT`.

@@ -43,6 +43,9 @@ pub struct SamplingFlags {
     /// Go on after end-of-sentence until --max-tokens
     #[arg(long)]
     pub ignore_eos: bool,
+    /// Answer without the experts of a shard that is not running, rather than not at all
+    #[arg(long)]
+    pub allow_expert_loss: bool,
 }
 
 impl SamplingFlags {
@@ -58,6 +61,7 @@ impl SamplingFlags {
             stop: self.stop.clone(),
             top_logprobs: self.logprobs,
             ignore_eos: self.ignore_eos,
+            allow_expert_loss: self.allow_expert_loss,
             n: self.n,
             ..v1::Sampling::default()
         }

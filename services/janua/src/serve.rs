@@ -40,6 +40,7 @@ pub enum Service {
     Tokenizer,
     Vision,
     Language,
+    Experts,
     Images,
 }
 
@@ -54,6 +55,7 @@ pub fn one(service: Service, flags: &Serve) -> ExitCode {
         Service::Tokenizer => process::run_with("tokenizer", &args, tokenizer::start),
         Service::Vision => process::run_with("vision", &args, vision::start),
         Service::Language => process::run_with("language", &args, language::start),
+        Service::Experts => process::run_with("experts", &args, experts::start),
         Service::Images => process::run_with("images", &args, images::start),
     }
 }

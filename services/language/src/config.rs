@@ -2,6 +2,7 @@ use std::fs;
 
 use ::config::ConfigError;
 use layers::BLOCK_TOKENS;
+use proto::v1::activations::Encoding;
 use sched::{EngineConfig, MIN_BATCH_TOKENS};
 use serde::Deserialize;
 
@@ -22,12 +23,51 @@ pub struct LanguageConfig {
     pub threads: usize,
     /// Reuse what has been computed for equal beginnings of prompts.
     pub prefix_cache: bool,
+    /// Who computes routed experts.
+    pub experts: Experts,
+    /// How activations travel to remote experts and back.
+    pub expert_activations: ExpertActivations,
+}
+
+/// Who computes routed experts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Experts {
+    /// This process, which holds all weights.
+    #[default]
+    Local,
+    /// The service `experts`; this process reads no weights of theirs.
+    Remote,
+}
+
+/// How activations travel to remote experts and back.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ExpertActivations {
+    /// As they are: results are those of local experts to the last bit.
+    #[default]
+    F32,
+    /// Rounded to bf16: half the bytes, and shards add up before they answer.
+    Bf16,
+    /// Rounded to 8 bits by rows: a quarter of the bytes, and shards add up before they answer.
+    Int8,
+}
+
+impl From<ExpertActivations> for Encoding {
+    fn from(activations: ExpertActivations) -> Self {
+        match activations {
+            ExpertActivations::F32 => Self::F32,
+            ExpertActivations::Bf16 => Self::Bf16,
+            ExpertActivations::Int8 => Self::Int8,
+        }
+    }
 }
 
 impl Default for LanguageConfig {
     fn default() -> Self {
         let EngineConfig { max_batch_tokens, max_sequences, queue_limit, prefix_cache } = EngineConfig::default();
-        Self { kv_cache_bytes: 0, max_batch_tokens, max_sequences, queue_limit, threads: 0, prefix_cache }
+        let (experts, expert_activations) = (Experts::default(), ExpertActivations::default());
+        Self { kv_cache_bytes: 0, max_batch_tokens, max_sequences, queue_limit, threads: 0, prefix_cache, experts, expert_activations }
     }
 }
 

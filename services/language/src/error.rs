@@ -14,9 +14,9 @@ pub enum Error {
     Invalid(#[from] Invalid),
     #[error("{0}")]
     QueueFull(String),
-    /// The engine is gone: another instance may go on.
+    /// The engine is gone, or a part of the model is: another instance may go on, or this one later.
     #[error("{0}")]
-    Stopped(String),
+    Unavailable(String),
     #[error("{0}")]
     Compute(String),
 }
@@ -27,7 +27,7 @@ impl Error {
         match self {
             Self::Invalid(_) => Code::InvalidArgument,
             Self::QueueFull(_) => Code::ResourceExhausted,
-            Self::Stopped(_) => Code::Unavailable,
+            Self::Unavailable(_) => Code::Unavailable,
             Self::Compute(_) => Code::Internal,
         }
     }
@@ -40,7 +40,7 @@ impl From<SubmitError> for Error {
             SubmitError::TooLong { .. } => Self::Invalid(Invalid::new("prompt", error.to_string())),
             SubmitError::Invalid(invalid) => Self::Invalid(invalid),
             SubmitError::Unguided(_) => Self::Compute(error.to_string()),
-            SubmitError::Stopped => Self::Stopped(error.to_string()),
+            SubmitError::Stopped => Self::Unavailable(error.to_string()),
         }
     }
 }
@@ -48,7 +48,7 @@ impl From<SubmitError> for Error {
 impl From<JobError> for Error {
     fn from(error: JobError) -> Self {
         match error {
-            JobError::Stopped => Self::Stopped(error.to_string()),
+            JobError::Stopped | JobError::Unavailable(_) => Self::Unavailable(error.to_string()),
             JobError::Compute(reason) => Self::Compute(reason),
         }
     }

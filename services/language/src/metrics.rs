@@ -1,8 +1,10 @@
 //! Every metric of the language service. Names end in their unit; `_total` marks counters. All are by model.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use metrics::{counter, gauge, histogram};
+use placement::ExpertRange;
 use sched::EngineStats;
 
 /// Ended generations, by outcome: `stop`, `length`, `cancelled`, `failed`, `refused`.
@@ -25,6 +27,15 @@ const BLOCKS: [&str; 3] = ["janua_language_kv_blocks", "janua_language_free_kv_b
 const STEPS: [&str; 2] = ["janua_language_steps_total", "janua_language_step_rows_total"];
 /// Jobs that lost their blocks to older ones and were computed again.
 const PREEMPTIONS: &str = "janua_language_preemptions_total";
+
+/// Positions that were computed without one of their experts.
+const DEGRADED: &str = "janua_language_degraded_positions_total";
+/// Replicas of each shard of experts.
+const REPLICAS: &str = "janua_language_expert_replicas";
+/// Batches that a replica gave no outputs for and that went to another one, by shard and reason: `gone`, `busy`, `not_held`, `fatal`.
+const SHARD_FAILURES: &str = "janua_language_expert_failures_total";
+/// Batches that were late and went to a second replica, by shard.
+const SHARD_HEDGES: &str = "janua_language_expert_hedges_total";
 
 /// How a generation ended, and what it did.
 #[derive(Debug, Clone, Copy)]
@@ -52,8 +63,28 @@ pub(crate) fn ended(model: &str, summary: &Summary) {
     }
 }
 
+pub(crate) fn degraded(model: &str, positions: u32) {
+    counter!(DEGRADED, "model" => model.to_owned()).increment(positions.into());
+}
+
 pub(crate) fn refused(model: &str) {
     counter!(GENERATIONS, "model" => model.to_owned(), "outcome" => "refused").increment(1);
+}
+
+/// How many replicas each shard of the manifest has, those without any included.
+pub(crate) fn replicas<T>(model: &str, manifest: &BTreeMap<ExpertRange, T>, replicas: &BTreeMap<ExpertRange, usize>) {
+    for shard in manifest.keys() {
+        let count = replicas.get(shard).copied().unwrap_or(0);
+        gauge!(REPLICAS, "model" => model.to_owned(), "shard" => shard.to_string()).set(count as f64);
+    }
+}
+
+pub(crate) fn shard_failed(model: &str, shard: ExpertRange, reason: &'static str) {
+    counter!(SHARD_FAILURES, "model" => model.to_owned(), "shard" => shard.to_string(), "reason" => reason).increment(1);
+}
+
+pub(crate) fn shard_hedged(model: &str, shard: ExpertRange) {
+    counter!(SHARD_HEDGES, "model" => model.to_owned(), "shard" => shard.to_string()).increment(1);
 }
 
 pub(crate) fn engine(model: &str, stats: &EngineStats) {

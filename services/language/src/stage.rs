@@ -8,9 +8,10 @@ use futures::stream::ReadyChunks;
 use futures::{Stream, StreamExt};
 use sched::{Engine, JobError, JobStream};
 use tokio::sync::Semaphore;
-use tracing::{Span, field};
+use tracing::{Instrument, Span, field};
 
 use crate::error::Error;
+use crate::experts::Fleet;
 use crate::metrics::{self, Summary};
 
 /// Most events that are handed on together when a reader is slower than the engine.
@@ -22,18 +23,20 @@ const COMPILERS: usize = 2;
 const WAITING: usize = 256;
 
 /// The work of the service for one model. Cheap to clone.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Stage {
     model: Arc<str>,
     engine: Arc<Engine>,
+    /// Whoever computes the routed experts, when they are not in the engine.
+    fleet: Option<Arc<Fleet>>,
     compilers: Arc<Semaphore>,
     places: Arc<Semaphore>,
 }
 
 impl Stage {
-    pub fn new(model: &str, engine: Arc<Engine>) -> Self {
+    pub fn new(model: &str, engine: Arc<Engine>, fleet: Option<Arc<Fleet>>) -> Self {
         let (compilers, places) = (Arc::new(Semaphore::new(COMPILERS)), Arc::new(Semaphore::new(WAITING)));
-        Self { model: model.into(), engine, compilers, places }
+        Self { model: model.into(), engine, fleet, compilers, places }
     }
 
     /// What the model is and can do.
@@ -44,8 +47,11 @@ impl Stage {
     /// Start a generation. Dropping it ends its work within a step.
     pub async fn generate(&self, job: Job) -> Result<Generation, Error> {
         let span = span(&self.model, &job);
-        let submitted =
-            if is_constrained(&job) { self.submit_constrained(job).await } else { self.engine.submit(job).map_err(Error::from) };
+        let submitted = match self.fleet.as_ref().filter(|_| !allows_expert_loss(&job)).map_or(Ok(()), |fleet| fleet.check()) {
+            Err(missing) => Err(Error::Unavailable(missing)),
+            Ok(()) if is_constrained(&job) => self.submit_constrained(job).instrument(span.clone()).await,
+            Ok(()) => span.in_scope(|| self.engine.submit(job)).map_err(Error::from),
+        };
         let events = submitted.inspect_err(|error| {
             metrics::refused(&self.model);
             tracing::info!(parent: &span, %error, "refused");
@@ -57,12 +63,12 @@ impl Stage {
     async fn submit_constrained(&self, job: Job) -> Result<JobStream, Error> {
         let full = |_| Error::QueueFull(format!("{WAITING} jobs wait for their constraint to be compiled"));
         let _place = self.places.try_acquire().map_err(full)?;
-        let stopped = |error: &dyn std::fmt::Display| Error::Stopped(error.to_string());
+        let stopped = |error: &dyn std::fmt::Display| Error::Unavailable(error.to_string());
         let permit = self.compilers.clone().acquire_owned().await.map_err(|error| stopped(&error))?;
-        let engine = self.engine.clone();
+        let (engine, span) = (self.engine.clone(), Span::current());
         let submit = move || {
             let _permit = permit; // given back when the work is done, also when nobody waits for it any more
-            engine.submit(job)
+            span.in_scope(|| engine.submit(job))
         };
         Ok(tokio::task::spawn_blocking(submit).await.map_err(|error| stopped(&error))??)
     }
@@ -130,6 +136,7 @@ impl Record {
                 self.phase = tracing::info_span!(parent: &self.span, "language.decode");
             }
             Event::Output { .. } | Event::Flow { .. } => self.summary.output_tokens += 1,
+            Event::Degraded(positions) => metrics::degraded(&self.model, positions),
             Event::Finished(reason) => {
                 self.summary.outcome = match reason {
                     FinishReason::Stop => "stop",
@@ -156,6 +163,10 @@ impl Drop for Record {
         self.span.record("janua.outcome", outcome);
         metrics::ended(&self.model, &self.summary);
     }
+}
+
+fn allows_expert_loss(job: &Job) -> bool {
+    matches!(&job.mode, Mode::Text { sampling, .. } if sampling.allow_expert_loss)
 }
 
 fn is_constrained(job: &Job) -> bool {

@@ -248,7 +248,7 @@ async fn bad_requests_name_the_field() {
 
 #[tokio::test]
 async fn the_process_offers_every_model_and_describes_it() {
-    let models = ["llama", "janus", "janusflow"].map(|name| LoadedModel { name: name.to_owned(), checkpoint: open(name) });
+    let models = ["llama", "janus", "janusflow"].map(|name| LoadedModel::new(name, open(name)));
     let host = host(&[("threads", "1"), ("kv_cache_bytes", "100000000")], models.to_vec());
     let offers = language::start(&host).await.unwrap();
     let served = process::serve(&host.mesh, &host.doors, offers).await.unwrap();
@@ -263,7 +263,7 @@ async fn the_process_offers_every_model_and_describes_it() {
 
 #[tokio::test]
 async fn settings_that_cannot_be_stop_the_start() {
-    let model = || vec![LoadedModel { name: "llama".to_owned(), checkpoint: open("llama") }];
+    let model = || vec![LoadedModel::new("llama", open("llama"))];
     for (key, value) in [("kv_cache_bytes", "1000"), ("max_sequences", "0"), ("threads", "many"), ("treads", "1")] {
         let error = language::start(&host(&[(key, value)], model())).await.map(|_| ()).expect_err(key);
         assert!(format!("{error:#}").contains(&format!("language.{key}")), "{error:#}");

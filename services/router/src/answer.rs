@@ -28,6 +28,7 @@ impl Events {
 pub(crate) struct Spent {
     pub(crate) output_tokens: u32,
     pub(crate) cached_tokens: u32,
+    pub(crate) degraded_tokens: u32,
 }
 
 /// The stream a client reads. Reading it is what drives the request: nothing is spawned, so a client that reads slowly slows its own

@@ -29,6 +29,7 @@ pub(crate) struct Outputs<'a> {
     /// Failures in a row without an output between them.
     failures: u32,
     cached_tokens: Option<u32>,
+    degraded_tokens: u32,
 }
 
 /// What completes a sequence, for the case that an instance dies between the last output and saying so.
@@ -62,7 +63,7 @@ impl Batch {
 impl<'a> Outputs<'a> {
     /// Nothing is sent before the first [`Outputs::next`].
     pub(crate) fn new(model: &'a Model, calls: Calls, request: v1::LanguageRequest, ending: Ending) -> Self {
-        Self { model, calls, request, ending, stream: None, broken: None, failures: 0, cached_tokens: None }
+        Self { model, calls, request, ending, stream: None, broken: None, failures: 0, cached_tokens: None, degraded_tokens: 0 }
     }
 
     /// Hands the sequence to an instance. What the service refuses is refused here.
@@ -76,6 +77,11 @@ impl<'a> Outputs<'a> {
     /// Prompt positions that the first instance found in its prefix cache.
     pub(crate) fn cached_tokens(&self) -> u32 {
         self.cached_tokens.unwrap_or(0)
+    }
+
+    /// Positions that were computed without one of their experts.
+    pub(crate) fn degraded_tokens(&self) -> u32 {
+        self.degraded_tokens
     }
 
     /// Waits for the next outputs and takes all that are ready. Only a batch that finishes may be empty.
@@ -148,6 +154,7 @@ impl<'a> Outputs<'a> {
             Some(Event::Prefilled(prefilled)) => {
                 self.cached_tokens.get_or_insert(prefilled.cached_tokens);
             }
+            Some(Event::DegradedPositions(positions)) => self.degraded_tokens = self.degraded_tokens.saturating_add(positions),
             Some(Event::Outputs(outputs)) => {
                 if !outputs.logprobs.is_empty() && outputs.logprobs.len() != outputs.ids.len() {
                     return Err(Error::contract(

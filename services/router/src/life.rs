@@ -91,6 +91,7 @@ async fn stages(call: &mut Call, events: &Events) -> Result<(), Error> {
         image_tokens: prompt.image_positions as u32,
         output_tokens: spent.output_tokens,
         cached_tokens: spent.cached_tokens,
+        degraded_tokens: spent.degraded_tokens,
     };
     account(call, &usage);
     events.send(Event::Completed(v1::Completed { usage: Some(usage) })).await
@@ -217,6 +218,7 @@ async fn generate(call: &Call, prompt: &Joined, sequences: Vec<Outputs<'_>>, eve
     let mut total = Spent::default();
     while let Some((index, spent)) = choices.try_next().await? {
         total.output_tokens += spent.output_tokens;
+        total.degraded_tokens += spent.degraded_tokens;
         // The prompt is counted once, so its cached part is, too.
         if index == 0 {
             total.cached_tokens = spent.cached_tokens;

@@ -55,7 +55,7 @@ pub(crate) async fn image(call: &Call, prompt: &Joined, image: &ImageRequest, in
         }
         call.give_way().await;
     }
-    let spent = Spent { output_tokens: painting.work.done() as u32, cached_tokens: outputs.cached_tokens() };
+    let spent = Spent { output_tokens: painting.work.done() as u32, cached_tokens: outputs.cached_tokens(), degraded_tokens: 0 };
     let mut request = painting.finish()?.request();
     request.format = wire::sampling::to_format(image.format).into();
     request.metadata = metadata(call, image, seed, canvas);

@@ -58,6 +58,7 @@ pub(crate) async fn choice(call: &Call, mut outputs: Outputs<'_>, text: &TextReq
             let reason = wire::language::to_finish_reason(reason).into();
             events.send(v1::generate_response::Event::Finished(v1::ChoiceFinished { choice: index, reason })).await?;
             spent.cached_tokens = outputs.cached_tokens();
+            spent.degraded_tokens = outputs.degraded_tokens();
             return Ok(spent);
         }
         call.give_way().await;

@@ -22,7 +22,7 @@ async fn a_text_answer_from_start_to_end() {
     assert_eq!(text_of(&events, 0), "abcdefghij");
     assert_eq!(ids_of(&events, 0), (0..10).map(|i| letter(0, i)).collect::<Vec<_>>());
     assert_eq!(finish_of(&events, 0), Some(v1::FinishReason::Length));
-    assert_eq!(usage_of(&events), v1::Usage { prompt_tokens: 5, image_tokens: 0, output_tokens: 10, cached_tokens: 1 });
+    assert_eq!(usage_of(&events), v1::Usage { prompt_tokens: 5, image_tokens: 0, output_tokens: 10, cached_tokens: 1, degraded_tokens: 0 });
     assert_eq!(bench.script.alive(), 0);
 }
 
@@ -45,7 +45,7 @@ async fn pictures_stand_where_the_client_put_them() {
     let bench = Bench::new(Script::new()).await;
     let parts = vec![image_part(b"\x07"), text_part("ab"), image_part(b"\x09"), image_part(b"\x07"), text_part("c")];
     let events = bench.ask(chat(parts, 2)).await.unwrap();
-    assert_eq!(usage_of(&events), v1::Usage { prompt_tokens: 12, image_tokens: 9, output_tokens: 2, cached_tokens: 1 });
+    assert_eq!(usage_of(&events), v1::Usage { prompt_tokens: 12, image_tokens: 9, output_tokens: 2, cached_tokens: 1, degraded_tokens: 0 });
     let request = bench.script.language_requests.lock().unwrap()[0].clone();
     let kinds: Vec<String> = request
         .prompt
@@ -218,7 +218,7 @@ async fn an_image_answer_from_start_to_end() {
         assert_eq!((finished.seed, finished.width, finished.height, finished.media_type.as_str()), (seed, 4, 3, "image/png"));
         assert_eq!(finished.data.len(), 12);
     }
-    assert_eq!(usage_of(&events), v1::Usage { prompt_tokens: 5, image_tokens: 0, output_tokens: 24, cached_tokens: 1 });
+    assert_eq!(usage_of(&events), v1::Usage { prompt_tokens: 5, image_tokens: 0, output_tokens: 24, cached_tokens: 1, degraded_tokens: 0 });
     let decoded = bench.script.decode_requests.lock().unwrap();
     assert_eq!(decoded.len(), 2);
     let notes = &decoded.iter().find(|request| request.metadata["seed"] == "5").unwrap().metadata;
@@ -251,7 +251,7 @@ async fn a_flow_looks_like_codes_from_outside() {
         let (finished, seed) = (finished.unwrap(), 5 + u64::from(image));
         assert_eq!((finished.data, finished.codes, finished.seed), (map(seed, 7).data, Vec::new(), seed));
     }
-    assert_eq!(usage_of(&events), v1::Usage { prompt_tokens: 5, image_tokens: 0, output_tokens: 14, cached_tokens: 1 });
+    assert_eq!(usage_of(&events), v1::Usage { prompt_tokens: 5, image_tokens: 0, output_tokens: 14, cached_tokens: 1, degraded_tokens: 0 });
     let decoded = bench.script.decode_requests.lock().unwrap();
     let notes = &decoded.iter().find(|request| request.metadata["seed"] == "5").unwrap().metadata;
     for (key, value) in [("prompt", "a hut"), ("model", "tiny"), ("guidance", "3.5"), ("steps", "7"), ("solver", "heun")] {

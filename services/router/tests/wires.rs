@@ -28,7 +28,10 @@ async fn answers(bench: &Bench) {
     for choice in 0..3 {
         assert_eq!(text_of(&events, choice), answer(choice.into(), 40));
     }
-    assert_eq!(usage_of(&events), v1::Usage { prompt_tokens: 13, image_tokens: 6, output_tokens: 120, cached_tokens: 1 });
+    assert_eq!(
+        usage_of(&events),
+        v1::Usage { prompt_tokens: 13, image_tokens: 6, output_tokens: 120, cached_tokens: 1, degraded_tokens: 0 }
+    );
 
     let events = bench.ask(draw("a hut", v1::ImageSampling { seed: Some(3), ..v1::ImageSampling::default() })).await.unwrap();
     let codes = events.iter().find_map(|event| match event {

@@ -32,7 +32,7 @@ async fn serve(fixture: &str, settings: &[(&str, &str)]) -> Service {
     let checkpoint = Arc::new(Checkpoint::open(&dir).unwrap());
     let settings = settings.iter().map(|(key, value)| (format!("tokenizer.{key}"), value.to_string())).collect::<Vec<_>>();
     let config = Config::resolve(None, [], &settings).unwrap();
-    let models = vec![LoadedModel { name: "tiny".to_owned(), checkpoint }];
+    let models = vec![LoadedModel::new("tiny", checkpoint)];
     let host = Host::new(config, Mesh::in_process(), models, Arc::new(Silent));
     let offers = tokenizer::start(&host).await.unwrap();
     assert_eq!(offers.len(), 1);
@@ -346,7 +346,7 @@ async fn a_folder_without_a_tokenizer_stops_the_start() {
         std::fs::copy(fixture.join(file), dir.path().join(file)).unwrap();
     }
     let checkpoint = Arc::new(Checkpoint::open(dir.path()).unwrap());
-    let models = vec![LoadedModel { name: "tiny".to_owned(), checkpoint }];
+    let models = vec![LoadedModel::new("tiny", checkpoint)];
     let host = Host::new(Config::default(), Mesh::in_process(), models, Arc::new(Silent));
     let error = tokenizer::start(&host).await.err().unwrap();
     assert_eq!(format!("{error:#}"), format!("model tiny: {}: missing", dir.path().join("tokenizer.json").display()));

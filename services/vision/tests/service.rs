@@ -52,7 +52,7 @@ async fn serve_fixture(name: &str, model: &str, settings: &[(&str, &str)]) -> Se
     let config = Config::resolve(None, [], &settings).unwrap();
     let checkpoint = Arc::new(Checkpoint::open(&fixture(name)).unwrap());
     let text = Arc::new(Checkpoint::open(&fixture("llama")).unwrap());
-    let models = vec![LoadedModel { name: "text-only".to_owned(), checkpoint: text }, LoadedModel { name: model.to_owned(), checkpoint }];
+    let models = vec![LoadedModel::new("text-only", text), LoadedModel::new(model, checkpoint)];
     let host = Host::new(config, Mesh::in_process(), models, Arc::new(Silent));
     let offers = vision::start(&host).await.unwrap();
     assert_eq!(offers.iter().map(|offer| offer.target.clone()).collect::<Vec<_>>(), [Target::new("vision", model)]);
@@ -304,7 +304,7 @@ async fn a_folder_without_a_usable_processor_is_refused() {
                 fs::write(&file, json.to_string()).unwrap();
             }
         }
-        let models = vec![LoadedModel { name: "m".to_owned(), checkpoint: Arc::new(Checkpoint::open(dir.path()).unwrap()) }];
+        let models = vec![LoadedModel::new("m", Arc::new(Checkpoint::open(dir.path()).unwrap()))];
         let host = Host::new(Config::default(), Mesh::in_process(), models, Arc::new(Silent));
         let error = vision::start(&host).await.err().unwrap();
         assert!(format!("{error:#}").contains(expected), "{error:#}");

@@ -56,6 +56,10 @@ impl Backend for Native {
         Ok(x.values.clone())
     }
 
+    fn give_up(&self, x: Tensor) -> Result<Vec<f32>, EngineError> {
+        Ok(x.values)
+    }
+
     fn embed(&self, table: &Linear, ids: &[u32]) -> Result<Tensor, EngineError> {
         let table = table.matrix();
         let mut y = Tensor::zeros(ids.len(), table.columns());

@@ -14,6 +14,9 @@ use crate::{CheckpointError, TensorView};
 
 const CONFIG: &str = "config.json";
 
+/// Bytes of a file that its fingerprint reads.
+const PAGE: usize = 4096;
+
 /// How the files of a folder are called.
 #[derive(Debug, Clone, Copy)]
 struct Layout {
@@ -65,7 +68,18 @@ impl Checkpoint {
         Self::open_as(dir, &DIFFUSERS)
     }
 
+    /// The folder `dir` without its weights, which need not be there: for questions that its JSON files answer. It has no tensors.
+    pub fn open_config(dir: &Path) -> Result<Self, CheckpointError> {
+        Self::without_weights(dir, &TRANSFORMERS)
+    }
+
     fn open_as(dir: &Path, layout: &Layout) -> Result<Self, CheckpointError> {
+        let mut checkpoint = Self::without_weights(dir, layout)?;
+        checkpoint.open_weights(layout)?;
+        Ok(checkpoint)
+    }
+
+    fn without_weights(dir: &Path, layout: &Layout) -> Result<Self, CheckpointError> {
         if !dir.is_dir() {
             return Err(CheckpointError::file(dir, if dir.exists() { "is not a folder" } else { "no such folder" }));
         }
@@ -77,9 +91,7 @@ impl Checkpoint {
             }
             None => return Err(field(dir, CONFIG, layout.kind, "missing")),
         };
-        let mut checkpoint = Self { dir: dir.to_path_buf(), config, model_type, files: Vec::new(), tensors: BTreeMap::new() };
-        checkpoint.open_weights(layout)?;
-        Ok(checkpoint)
+        Ok(Self { dir: dir.to_path_buf(), config, model_type, files: Vec::new(), tensors: BTreeMap::new() })
     }
 
     /// The folder as it was given to [`Checkpoint::open`].
@@ -143,7 +155,28 @@ impl Checkpoint {
 
     /// Bytes of all tensors together.
     pub fn total_bytes(&self) -> u64 {
-        self.tensors.values().map(|tensor| (tensor.entry.end - tensor.entry.begin) as u64).sum()
+        self.bytes_of(&|_| true)
+    }
+
+    /// Bytes of the tensors whose names are `wanted`.
+    pub fn bytes_of(&self, wanted: &dyn Fn(&str) -> bool) -> u64 {
+        let wanted = self.tensors.iter().filter(|(name, _)| wanted(name));
+        wanted.map(|(_, tensor)| (tensor.entry.end - tensor.entry.begin) as u64).sum()
+    }
+
+    /// A name for the weights of this folder, made of its configuration, of where each tensor lies, and of the end of every weight file. Folders
+    /// with other weights have other names as long as they differ there, as they do after any training. Reads one page of each file.
+    pub fn fingerprint(&self) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(self.config.to_string().as_bytes());
+        for tensor in self.in_file_order() {
+            hasher.update(format!("\0{} {} {:?} {:?}", tensor.name, tensor.dtype, tensor.shape, tensor.range).as_bytes());
+        }
+        for file in &self.files {
+            let bytes = file.bytes();
+            hasher.update(&bytes[bytes.len().saturating_sub(PAGE)..]);
+        }
+        *hasher.finalize().as_bytes()
     }
 
     /// Every tensor in the order in which a disk reads them fastest.

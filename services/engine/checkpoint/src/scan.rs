@@ -12,8 +12,13 @@ impl Checkpoint {
     ///
     /// What has been read stays in the system's cache but not in this process: not every weight is used, and some are used as a copy.
     pub fn scan(&self, progress: &mut dyn FnMut(u64)) -> Result<(), CheckpointError> {
+        self.scan_some(&|_| true, progress)
+    }
+
+    /// As [`Checkpoint::scan`], for the tensors whose names are `wanted`; the end is [`Checkpoint::bytes_of`] them.
+    pub fn scan_some(&self, wanted: &dyn Fn(&str) -> bool, progress: &mut dyn FnMut(u64)) -> Result<(), CheckpointError> {
         let mut done = 0;
-        for tensor in self.in_file_order() {
+        for tensor in self.in_file_order().into_iter().filter(|tensor| wanted(tensor.name)) {
             tensor.file.read_ahead(tensor.range.start, tensor.range.end);
             for (number, block) in tensor.data.chunks(BLOCK).enumerate() {
                 if !all_finite(tensor.dtype, block) {

@@ -26,6 +26,10 @@ pub trait Backend: Send + Sync + 'static {
     fn upload(&self, values: Vec<f32>, width: usize) -> Result<Self::Tensor, EngineError>;
     /// All values, to the host.
     fn download(&self, x: &Self::Tensor) -> Result<Vec<f32>, EngineError>;
+    /// All values of a tensor that is needed no more, to the host.
+    fn give_up(&self, x: Self::Tensor) -> Result<Vec<f32>, EngineError> {
+        self.download(&x)
+    }
 
     /// Rows `ids` of the matrix `[out, in]`: `[ids, in]`. Every id is a row.
     fn embed(&self, table: &Self::Linear, ids: &[u32]) -> Result<Self::Tensor, EngineError>;

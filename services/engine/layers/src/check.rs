@@ -109,8 +109,8 @@ mod tests {
         Step {
             rows: vec![RowInput::Token(9), RowInput::Code(3), embedding],
             slices: vec![
-                Slice { rows: 0..2, start: 15, shift: 0, blocks: vec![3, 7], head: Some(Head::Image) },
-                Slice { rows: 2..3, start: 0, shift: 0, blocks: vec![0], head: None },
+                Slice { rows: 0..2, start: 15, shift: 0, blocks: vec![3, 7], head: Some(Head::Image), may_lose_experts: false },
+                Slice { rows: 2..3, start: 0, shift: 0, blocks: vec![0], head: None, may_lose_experts: false },
             ],
         }
     }
@@ -156,7 +156,7 @@ mod tests {
     #[test]
     fn a_shared_prefix_may_be_read_by_many() {
         let mut step = step();
-        step.slices[1] = Slice { rows: 2..3, start: 16, shift: 0, blocks: vec![3, 5], head: None };
+        step.slices[1] = Slice { rows: 2..3, start: 16, shift: 0, blocks: vec![3, 5], head: None, may_lose_experts: false };
         step.slices[0].start = 16;
         assert_eq!(step.check(&LIMITS), Ok(()));
     }

@@ -12,6 +12,9 @@ pub enum EngineError {
     /// The numbers went wrong (NaN or infinity) or a runtime failed; the message names the place.
     #[error("compute: {0}")]
     Compute(String),
+    /// Whoever computes a part of the model cannot be reached now; the message names the part. The same step may succeed later.
+    #[error("{0}")]
+    Unavailable(String),
 }
 
 impl From<CheckpointError> for EngineError {

@@ -9,13 +9,14 @@
 //! | `backend.rs` | [`Backend`]: the small set of operations that models are made of |
 //! | `weights.rs` | tensors of a checkpoint by path, shapes and types checked |
 //! | `linear.rs`, `norm.rs`, `rope.rs`, `attention.rs`, `latent.rs`, `mlp.rs` | layers, written once over the backend |
-//! | `routing.rs`, `moe.rs` | which experts a token goes to; the layer of experts |
+//! | `routing.rs`, `moe.rs`, `experts.rs` | which experts a token goes to; the layer of experts; who computes them |
 //! | `output.rs` | from the rows that want logits to the step's output |
 
 pub mod attention;
 pub mod backend;
 pub mod check;
 pub mod error;
+pub mod experts;
 pub mod flow;
 pub mod latent;
 pub mod linear;
@@ -33,12 +34,13 @@ pub use attention::{Attention, AttentionShape};
 pub use backend::{Attend, Backend, HeadRows, KvEntry, KvShape, Pairs, Rotation};
 pub use check::Limits;
 pub use error::EngineError;
+pub use experts::{Combine, Experts, LocalExperts, Mixture, RemoteExperts, Rows, Term};
 pub use flow::{FlowInput, FlowModel};
 pub use latent::{LatentAttention, LatentShape};
 pub use linear::Linear;
 pub use mlp::{Projector, SwiGlu};
 pub use model::{LanguageModel, NoObserver, Observer};
-pub use moe::{Experts, LocalExperts, Moe, MoeShape};
+pub use moe::{Losses, Moe, MoeShape};
 pub use norm::RmsNorm;
 pub use output::observe;
 pub use rope::{Rope, Yarn};

@@ -1,6 +1,11 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::Arc;
 
-use crate::{Backend, EngineError, Gating, Linear, Observer, Share, SwiGlu, Weights};
+use crate::experts::Elsewhere;
+use crate::{
+    Backend, EngineError, Experts, Gating, Linear, LocalExperts, Mixture, Observer, RemoteExperts, Share, Slice, SwiGlu, Term, Weights,
+};
 
 /// A layer of experts: `y = Σ w_e E_e(x) + S(x)`, the sum over the experts that the gate chooses for a token (spec: moe.md 1 and 2).
 ///
@@ -26,30 +31,48 @@ pub struct MoeShape {
     pub shared: usize,
 }
 
-/// Whoever computes routed experts.
-pub trait Experts<B: Backend>: Send + Sync {
-    /// For every share, the outputs of its expert for its rows of `x` `[rows, hidden]`: `[rows of the share, hidden]`, without their weights.
-    ///
-    /// What is computed for a row does not depend on the other rows, to the last bit.
-    fn forward(&self, x: &B::Tensor, shares: &[Share]) -> Result<Vec<B::Tensor>, EngineError>;
+/// Rows of a step that may go without an expert that nobody can compute, and those that did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Losses {
+    /// One per row of the step.
+    may: Vec<bool>,
+    /// Rows that lost an expert in any layer so far.
+    rows: BTreeSet<usize>,
+}
+
+impl Losses {
+    /// Nothing is lost yet.
+    pub fn of(slices: &[Slice]) -> Self {
+        Self { may: slices.iter().flat_map(|slice| vec![slice.may_lose_experts; slice.rows.len()]).collect(), rows: BTreeSet::new() }
+    }
+
+    /// How many of these rows lost an expert.
+    pub fn count(&self, rows: Range<usize>) -> usize {
+        self.rows.range(rows).count()
+    }
 }
 
 impl<B: Backend> Moe<B> {
-    /// `gate`, `experts.0`, `experts.1`, ... and `shared_experts`.
-    pub fn load(backend: &Arc<B>, weights: &Weights<'_>, shape: MoeShape) -> Result<Self, EngineError> {
+    /// `gate`, `shared_experts` and, unless they are somewhere else, `experts.0`, `experts.1`, ...
+    pub fn load(
+        backend: &Arc<B>,
+        weights: &Weights<'_>,
+        shape: MoeShape,
+        layer: usize,
+        remote: Option<&Arc<dyn RemoteExperts>>,
+    ) -> Result<Self, EngineError> {
         let MoeShape { gating, hidden, inner, shared } = shape;
         let load_shared = || SwiGlu::load(backend, &weights.at("shared_experts"), hidden, shared * inner, false);
-        Ok(Self {
-            backend: backend.clone(),
-            shape,
-            gate: Linear::load(backend, weights, "gate", [gating.experts, hidden], false)?,
-            experts: Box::new(LocalExperts::load(backend, &weights.at("experts"), &shape)?),
-            shared_experts: (shared > 0).then(load_shared).transpose()?,
-        })
+        let gate = Linear::load(backend, weights, "gate", [gating.experts, hidden], false)?;
+        let experts: Box<dyn Experts<B>> = match remote {
+            Some(remote) => Box::new(Elsewhere { backend: backend.clone(), remote: remote.clone(), layer, hidden }),
+            None => Box::new(LocalExperts::load(backend, &weights.at("experts"), &shape, 0..gating.experts)?),
+        };
+        Ok(Self { backend: backend.clone(), shape, gate, experts, shared_experts: (shared > 0).then(load_shared).transpose()? })
     }
 
     /// `x` `[rows, hidden]`, already normed -> `[rows, hidden]`. An observer sees logits and choice of the gate as `router.layer{layer}.*`.
-    pub fn forward(&self, x: &B::Tensor, layer: usize, observer: &mut dyn Observer) -> Result<B::Tensor, EngineError> {
+    pub fn forward(&self, x: &B::Tensor, layer: usize, losses: &mut Losses, observer: &mut dyn Observer) -> Result<B::Tensor, EngineError> {
         let Gating { experts, top_k, .. } = self.shape.gating;
         let logits = self.backend.download(&self.gate.forward(x)?)?; // [rows, experts]
         let routing = self.shape.gating.route(&logits);
@@ -59,42 +82,50 @@ impl<B: Backend> Moe<B> {
             observer.tensor(&format!("router.layer{layer}.topk_ids"), &ids, top_k);
             observer.tensor(&format!("router.layer{layer}.topk_weights"), &routing.weights, top_k);
         }
+        let shares = routing.shares();
+        let combine = self.experts.dispatch(x, &shares, &losses.may)?;
+        // While experts elsewhere work.
+        let shared = self.shared_experts.as_ref().map(|shared| shared.forward(x)).transpose()?;
         let rows = logits.len() / experts;
-        let y = self.routed(x, rows, &routing.shares())?; // [rows, hidden]
-        match &self.shared_experts {
-            Some(shared) => self.backend.add(y, &shared.forward(x)?),
+        let y = self.combine(rows, &shares, combine()?, losses)?; // [rows, hidden]
+        match shared {
+            Some(shared) => self.backend.add(y, &shared),
             None => Ok(y),
         }
     }
 
     /// The weighted sum of what the experts say, `[rows, hidden]`.
-    fn routed(&self, x: &B::Tensor, rows: usize, shares: &[Share]) -> Result<B::Tensor, EngineError> {
+    fn combine(&self, rows: usize, shares: &[Share], mixture: Mixture<B::Tensor>, losses: &mut Losses) -> Result<B::Tensor, EngineError> {
         let hidden = self.shape.hidden;
+        let kept = losses.kept(shares, &mixture.lost);
         let mut y = self.backend.upload(vec![0.0; rows * hidden], hidden)?;
-        for (share, output) in shares.iter().zip(self.experts.forward(x, shares)?) {
-            y = self.backend.scatter_add(y, &share.rows, &share.weights, &output)?;
+        for Term { rows, mut weights, values } in mixture.terms {
+            for (weight, row) in weights.iter_mut().zip(&rows) {
+                *weight /= kept.get(row).unwrap_or(&1.0);
+            }
+            y = self.backend.scatter_add(y, &rows, &weights, &values)?;
         }
         Ok(y)
     }
 }
 
-/// All experts of a layer, computed here.
-pub struct LocalExperts<B: Backend> {
-    backend: Arc<B>,
-    experts: Vec<SwiGlu<B>>,
-}
-
-impl<B: Backend> LocalExperts<B> {
-    /// `0`, `1`, ...
-    pub fn load(backend: &Arc<B>, weights: &Weights<'_>, shape: &MoeShape) -> Result<Self, EngineError> {
-        let expert = |e| SwiGlu::load(backend, &weights.at(e), shape.hidden, shape.inner, false);
-        Ok(Self { backend: backend.clone(), experts: (0..shape.gating.experts).map(expert).collect::<Result<_, _>>()? })
-    }
-}
-
-impl<B: Backend> Experts<B> for LocalExperts<B> {
-    fn forward(&self, x: &B::Tensor, shares: &[Share]) -> Result<Vec<B::Tensor>, EngineError> {
-        let expert = |share: &Share| self.experts[share.expert].forward(&self.backend.gather(x, &share.rows)?);
-        shares.iter().map(expert).collect()
+impl Losses {
+    /// For every row that loses a share here, the part of its weights that is left. What is left is made as heavy as the whole was; a row that
+    /// loses everything has the shared experts alone.
+    fn kept(&mut self, shares: &[Share], lost: &[usize]) -> BTreeMap<usize, f32> {
+        let mut sums: BTreeMap<usize, (f32, f32)> = BTreeMap::new(); // row -> weights lost, weights in all
+        if lost.is_empty() {
+            return BTreeMap::new();
+        }
+        for (number, share) in shares.iter().enumerate() {
+            for (&row, weight) in share.rows.iter().zip(&share.weights) {
+                let (gone, total) = sums.entry(row).or_default();
+                *total += weight;
+                *gone += if lost.contains(&number) { *weight } else { 0.0 };
+            }
+        }
+        sums.retain(|_, (gone, _)| *gone != 0.0);
+        self.rows.extend(sums.keys());
+        sums.into_iter().map(|(row, (gone, total))| (row, (total - gone) / total)).collect()
     }
 }

@@ -1,4 +1,4 @@
-use crate::{Backend, EngineError, Head, Observer, Step, StepOutput};
+use crate::{Backend, EngineError, Head, Losses, Observer, Step, StepOutput};
 
 /// Shows a tensor to an observer that wants to see it.
 pub fn observe<B: Backend>(backend: &B, observer: &mut dyn Observer, name: &str, x: &B::Tensor, width: usize) -> Result<(), EngineError> {
@@ -23,7 +23,13 @@ impl Step {
 impl StepOutput {
     /// An output without logits yet.
     pub fn empty(step: &Step) -> Self {
-        Self { logits: vec![None; step.slices.len()], hidden: vec![None; step.slices.len()] }
+        let slices = step.slices.len();
+        Self { logits: vec![None; slices], hidden: vec![None; slices], lost: vec![0; slices] }
+    }
+
+    /// Counts for every slice its rows that lost an expert.
+    pub fn count_losses(&mut self, step: &Step, losses: &Losses) {
+        self.lost = step.slices.iter().map(|slice| losses.count(slice.rows.clone())).collect();
     }
 
     /// Hands the rows of `hidden` `[rows of the slices that want them, width]` to their slices.

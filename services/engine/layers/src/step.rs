@@ -42,6 +42,8 @@ pub struct Slice {
     pub blocks: Vec<BlockId>,
     /// What is wanted: a head's logits for the last row, the hidden states of all rows, or nothing (in the middle of a prefill).
     pub head: Option<Head>,
+    /// Whether a row may be computed without an expert that nobody can compute. Otherwise the step fails.
+    pub may_lose_experts: bool,
 }
 
 /// An output head, or what stands for one.
@@ -62,6 +64,8 @@ pub struct StepOutput {
     pub logits: Vec<Option<Vec<f32>>>,
     /// For every slice, in order: hidden states of all its rows, `[rows, hidden]`, if it asked for them.
     pub hidden: Vec<Option<Vec<f32>>>,
+    /// For every slice, in order: how many of its rows lost an expert.
+    pub lost: Vec<usize>,
 }
 
 impl Slice {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use checkpoint::Checkpoint;
 use domain::{CodeGrid, ModelCard};
-use layers::{Backend, EngineError, Head, LanguageModel, Limits, Linear, Observer, Projector, Step, StepOutput, Weights};
+use layers::{Backend, EngineError, Head, LanguageModel, Limits, Linear, Losses, Observer, Projector, Step, StepOutput, Weights};
 use serde::Deserialize;
 
 use crate::{
@@ -218,7 +218,7 @@ impl<B: Backend> LanguageModel for Janus<B> {
         step.check(&self.limits)?;
         let embed_codes = |codes: &[u32]| self.generation_aligner.forward(self.generation_embeddings.embed(codes)?); // [codes, hidden]
         let x = self.decoder.embed(&step.rows, embed_codes)?; // [rows, hidden]
-        let x = self.decoder.forward(x, &step.slices, observer)?; // [rows, hidden]
+        let x = self.decoder.forward(x, &step.slices, &mut Losses::of(&step.slices), observer)?; // [rows, hidden]
         let mut output = StepOutput::empty(step);
         self.decoder.text_head(&x, step, observer, &mut output)?;
         let head = |h| self.generation_head.forward(h); // [rows, hidden] -> [rows, codebook]

@@ -8,6 +8,8 @@
 //! | `llama.rs` | DeepSeek LLM: the decoder that the other families share |
 //! | `deepseek.rs` | DeepSeekMoE: which layers have experts, and how they are chosen |
 //! | `deepseek_v2.rs` | DeepSeek-V2: latent attention and YaRN |
+//! | `sizes.rs` | how many numbers a decoder is made of, without its weights; [`sizes`] |
+//! | `shard.rs` | some of a checkpoint's routed experts by themselves; [`load_shard`] |
 //! | `janus.rs` | Janus: the decoder with a second embedding and a second head for VQ codes |
 //! | `janusflow.rs` | JanusFlow: the decoder between the two networks of a flow |
 //! | `uvit.rs` | these networks as ONNX graphs: latent maps to rows, hidden states to velocities |
@@ -28,9 +30,13 @@ mod janus;
 mod janusflow;
 mod llama;
 mod registry;
+mod shard;
+mod sizes;
 mod text_config;
 
-pub use registry::{LoadOptions, card, kv_block_bytes, load_language, load_language_on};
+pub use registry::{LoadOptions, card, kv_block_bytes, load_language, load_language_around, load_language_on};
+pub use shard::{Computation, ExpertShape, Shard, expert_of, expert_shape, load_shard};
+pub use sizes::{DecoderSizes, ExpertSizes, sizes};
 
 // The vision side (siglip.rs, vq.rs) is declared below this line.
 mod onnx;

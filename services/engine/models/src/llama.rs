@@ -8,8 +8,8 @@ use std::sync::Arc;
 use checkpoint::Checkpoint;
 use domain::ModelCard;
 use layers::{
-    Attention, Backend, EngineError, Head, LanguageModel, LatentAttention, Limits, Linear, Moe, Observer, RmsNorm, Rotation, RowInput,
-    Slice, Step, StepOutput, SwiGlu, Weights, observe,
+    Attention, Backend, EngineError, Head, LanguageModel, LatentAttention, Limits, Linear, Losses, Moe, Observer, RemoteExperts, RmsNorm,
+    Rotation, RowInput, Slice, Step, StepOutput, SwiGlu, Weights, observe,
 };
 
 use crate::text_config::{AttentionConfig, TextConfig};
@@ -22,16 +22,17 @@ pub(crate) struct Llama<B: Backend> {
 }
 
 impl<B: Backend> Llama<B> {
-    /// The tensors are `model.*` and `lm_head.weight`.
+    /// The tensors are `model.*` and `lm_head.weight`. With `remote`, routed experts are not among them.
     pub fn load(
         backend: &Arc<B>,
         checkpoint: &Checkpoint,
         config: TextConfig,
         card: ModelCard,
         kv_blocks: usize,
+        remote: Option<&Arc<dyn RemoteExperts>>,
     ) -> Result<Self, EngineError> {
         let weights = Weights::new(checkpoint);
-        let decoder = Decoder::load(backend, config, &weights.at("model"), &weights, kv_blocks)?;
+        let decoder = Decoder::load_around(backend, config, &weights.at("model"), &weights, kv_blocks, remote)?;
         Ok(Self::around(card, decoder))
     }
 
@@ -58,8 +59,10 @@ impl<B: Backend> LanguageModel for Llama<B> {
         step.check(&self.limits)?;
         let no_codes = |_: &[u32]| Err(EngineError::Step("a VQ code, but the model has no generation embedding".into()));
         let x = self.decoder.embed(&step.rows, no_codes)?; // [rows, hidden]
-        let x = self.decoder.forward(x, &step.slices, observer)?; // [rows, hidden]
+        let mut losses = Losses::of(&step.slices);
+        let x = self.decoder.forward(x, &step.slices, &mut losses, observer)?; // [rows, hidden]
         let mut output = StepOutput::empty(step);
+        output.count_losses(step, &losses);
         self.decoder.text_head(&x, step, observer, &mut output)?;
         Ok(output)
     }
@@ -88,8 +91,20 @@ impl<B: Backend> Decoder<B> {
         head: &Weights<'_>,
         kv_blocks: usize,
     ) -> Result<Self, EngineError> {
+        Self::load_around(backend, config, weights, head, kv_blocks, None)
+    }
+
+    /// As [`Decoder::load`], with routed experts that are somewhere else.
+    pub fn load_around(
+        backend: &Arc<B>,
+        config: TextConfig,
+        weights: &Weights<'_>,
+        head: &Weights<'_>,
+        kv_blocks: usize,
+        remote: Option<&Arc<dyn RemoteExperts>>,
+    ) -> Result<Self, EngineError> {
         let table = [config.vocab_size, config.hidden_size];
-        let layers = (0..config.num_hidden_layers).map(|i| Layer::load(backend, weights, &config, i)).collect::<Result<_, _>>()?;
+        let layers = (0..config.num_hidden_layers).map(|i| Layer::load(backend, weights, &config, i, remote)).collect::<Result<_, _>>()?;
         // Some multimodal exports say that the tables are tied although they hold a head of their own: what is in the file counts.
         let tied = config.tie_word_embeddings && !head.contains("lm_head.weight");
         let lm_head = (!tied).then(|| Linear::load(backend, head, "lm_head", table, false)).transpose()?;
@@ -153,13 +168,19 @@ impl<B: Backend> Decoder<B> {
     }
 
     /// All layers: `x` `[rows, hidden]` -> `[rows, hidden]`, before the last norm.
-    pub fn forward(&mut self, x: B::Tensor, slices: &[Slice], observer: &mut dyn Observer) -> Result<B::Tensor, EngineError> {
+    pub fn forward(
+        &mut self,
+        x: B::Tensor,
+        slices: &[Slice],
+        losses: &mut Losses,
+        observer: &mut dyn Observer,
+    ) -> Result<B::Tensor, EngineError> {
         let width = self.config.hidden_size;
         let rotation = self.config.rope.rotation(self.backend.as_ref(), slices)?; // [rows, head_dim / 2]
         observe(self.backend.as_ref(), observer, "hidden.embed", &x, width)?;
         let mut x = x;
         for (i, (layer, kv)) in self.layers.iter().zip(&mut self.kv).enumerate() {
-            x = layer.forward(x, slices, &rotation, kv, observer)?; // [rows, hidden]
+            x = layer.forward(x, &Positions { slices, rotation: &rotation }, kv, losses, observer)?; // [rows, hidden]
             observe(self.backend.as_ref(), observer, &format!("hidden.layer{i}"), &x, width)?;
         }
         Ok(x)
@@ -227,6 +248,12 @@ impl<T: Copy> Placed<T> {
     }
 }
 
+/// Where the rows of a step stand.
+struct Positions<'a, B: Backend> {
+    slices: &'a [Slice],
+    rotation: &'a Rotation<B::Tensor>,
+}
+
 /// `h = h + attention(norm(h))`, `h = h + mlp(norm(h))`.
 struct Layer<B: Backend> {
     backend: Arc<B>,
@@ -249,7 +276,13 @@ enum FeedForward<B: Backend> {
 
 impl<B: Backend> Layer<B> {
     /// Layer `index` of those in `weights`.
-    fn load(backend: &Arc<B>, weights: &Weights<'_>, config: &TextConfig, index: usize) -> Result<Self, EngineError> {
+    fn load(
+        backend: &Arc<B>,
+        weights: &Weights<'_>,
+        config: &TextConfig,
+        index: usize,
+        remote: Option<&Arc<dyn RemoteExperts>>,
+    ) -> Result<Self, EngineError> {
         let weights = weights.at("layers").at(index);
         let norm = |name| RmsNorm::load(backend, &weights, name, config.hidden_size, config.rms_norm_eps);
         Ok(Self {
@@ -258,7 +291,7 @@ impl<B: Backend> Layer<B> {
             input_layernorm: norm("input_layernorm")?,
             self_attn: SelfAttention::load(backend, &weights.at("self_attn"), config)?,
             post_attention_layernorm: norm("post_attention_layernorm")?,
-            mlp: FeedForward::load(backend, &weights.at("mlp"), config, index)?,
+            mlp: FeedForward::load(backend, &weights.at("mlp"), config, index, remote)?,
         })
     }
 
@@ -266,17 +299,17 @@ impl<B: Backend> Layer<B> {
     fn forward(
         &self,
         x: B::Tensor,
-        slices: &[Slice],
-        rotation: &Rotation<B::Tensor>,
+        positions: &Positions<'_, B>,
         kv: &mut B::Kv,
+        losses: &mut Losses,
         observer: &mut dyn Observer,
     ) -> Result<B::Tensor, EngineError> {
-        let h = self.self_attn.forward(&self.input_layernorm.forward(&x)?, slices, rotation, kv)?; // [rows, hidden]
+        let h = self.self_attn.forward(&self.input_layernorm.forward(&x)?, positions, kv)?; // [rows, hidden]
         let x = self.backend.add(x, &h)?;
         let h = self.post_attention_layernorm.forward(&x)?; // [rows, hidden]
         let h = match &self.mlp {
             FeedForward::Dense(mlp) => mlp.forward(&h)?,
-            FeedForward::Experts(experts) => experts.forward(&h, self.index, observer)?,
+            FeedForward::Experts(experts) => experts.forward(&h, self.index, losses, observer)?,
         };
         self.backend.add(x, &h)
     }
@@ -291,7 +324,8 @@ impl<B: Backend> SelfAttention<B> {
     }
 
     /// `x` `[rows, hidden]` -> `[rows, hidden]`
-    fn forward(&self, x: &B::Tensor, slices: &[Slice], rotation: &Rotation<B::Tensor>, kv: &mut B::Kv) -> Result<B::Tensor, EngineError> {
+    fn forward(&self, x: &B::Tensor, positions: &Positions<'_, B>, kv: &mut B::Kv) -> Result<B::Tensor, EngineError> {
+        let Positions { slices, rotation } = positions;
         match self {
             Self::Heads(attention) => attention.forward(x, slices, rotation, kv),
             Self::Latent(attention) => attention.forward(x, slices, rotation, kv),
@@ -300,10 +334,16 @@ impl<B: Backend> SelfAttention<B> {
 }
 
 impl<B: Backend> FeedForward<B> {
-    fn load(backend: &Arc<B>, weights: &Weights<'_>, config: &TextConfig, layer: usize) -> Result<Self, EngineError> {
+    fn load(
+        backend: &Arc<B>,
+        weights: &Weights<'_>,
+        config: &TextConfig,
+        layer: usize,
+        remote: Option<&Arc<dyn RemoteExperts>>,
+    ) -> Result<Self, EngineError> {
         Ok(match config.experts_of(layer) {
             None => Self::Dense(SwiGlu::load(backend, weights, config.hidden_size, config.intermediate_size, config.mlp_bias)?),
-            Some(shape) => Self::Experts(Box::new(Moe::load(backend, weights, shape)?)),
+            Some(shape) => Self::Experts(Box::new(Moe::load(backend, weights, shape, layer, remote)?)),
         })
     }
 }

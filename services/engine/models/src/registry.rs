@@ -5,7 +5,7 @@ use std::sync::Arc;
 use backend_native::Native;
 use checkpoint::Checkpoint;
 use domain::{Canvas, ImageSampling, ModelCard};
-use layers::{Backend, EngineError, LanguageModel};
+use layers::{Backend, EngineError, LanguageModel, MoeShape, RemoteExperts};
 
 use crate::{
     deepseek, deepseek_v2,
@@ -39,8 +39,17 @@ enum Family {
 
 /// Loads the language side of a checkpoint onto the CPU. Weights stay in the mapped files.
 pub fn load_language(checkpoint: &Arc<Checkpoint>, options: &LoadOptions) -> Result<Box<dyn LanguageModel>, EngineError> {
+    load_language_around(checkpoint, options, None)
+}
+
+/// As [`load_language`], with routed experts that are somewhere else.
+pub fn load_language_around(
+    checkpoint: &Arc<Checkpoint>,
+    options: &LoadOptions,
+    remote: Option<&Arc<dyn RemoteExperts>>,
+) -> Result<Box<dyn LanguageModel>, EngineError> {
     let native = Arc::new(Native::new(options.threads)?);
-    let model = load_language_on(&native, checkpoint, options)?;
+    let model = load_on(&native, checkpoint, options, remote)?;
     let (isa, threads) = (native.cpu().isa().name(), native.cpu().threads());
     tracing::info!(family = checkpoint.model_type(), isa, threads, kv_blocks = options.kv_blocks, "language model loaded");
     Ok(model)
@@ -52,6 +61,15 @@ pub fn load_language_on<B: Backend>(
     checkpoint: &Checkpoint,
     options: &LoadOptions,
 ) -> Result<Box<dyn LanguageModel>, EngineError> {
+    load_on(backend, checkpoint, options, None)
+}
+
+fn load_on<B: Backend>(
+    backend: &Arc<B>,
+    checkpoint: &Checkpoint,
+    options: &LoadOptions,
+    remote: Option<&Arc<dyn RemoteExperts>>,
+) -> Result<Box<dyn LanguageModel>, EngineError> {
     let LoadOptions { kv_blocks, threads } = *options;
     if kv_blocks == 0 || u32::try_from(kv_blocks).is_err() {
         return Err(EngineError::Compute(format!("a KV cache of {kv_blocks} blocks cannot be made")));
@@ -60,7 +78,7 @@ pub fn load_language_on<B: Backend>(
     let family = Family::of(checkpoint)?;
     Ok(match family {
         Family::Llama | Family::Deepseek | Family::DeepseekV2 => {
-            Box::new(Llama::load(backend, checkpoint, family.text(checkpoint)?, card, kv_blocks)?)
+            Box::new(Llama::load(backend, checkpoint, family.text(checkpoint)?, card, kv_blocks, remote)?)
         }
         Family::Janus(layout) => Box::new(Janus::load(backend, checkpoint, layout, card, kv_blocks)?),
         Family::DeepSeekVl(layout) => Box::new(deepseek_vl::load(backend, checkpoint, layout, card, kv_blocks)?),
@@ -114,7 +132,19 @@ pub(crate) fn canvas(checkpoint: &Checkpoint) -> Result<Option<Canvas>, EngineEr
 
 /// Bytes that one block of the KV cache takes, without loading weights.
 pub fn kv_block_bytes(checkpoint: &Checkpoint) -> Result<usize, EngineError> {
-    Ok(Family::of(checkpoint)?.text(checkpoint)?.kv_block_bytes())
+    Ok(decoder(checkpoint)?.kv_block_bytes())
+}
+
+/// The layers of experts of a checkpoint; `None` where it has none.
+pub(crate) fn expert_layers(checkpoint: &Checkpoint) -> Result<Option<(Vec<usize>, MoeShape)>, EngineError> {
+    let text = decoder(checkpoint)?;
+    let layers: Vec<_> = (0..text.num_hidden_layers).filter(|&layer| text.experts_of(layer).is_some()).collect();
+    Ok(text.experts.filter(|_| !layers.is_empty()).map(|experts| (layers, experts.shape)))
+}
+
+/// The decoder of a checkpoint.
+pub(crate) fn decoder(checkpoint: &Checkpoint) -> Result<TextConfig, EngineError> {
+    Family::of(checkpoint)?.text(checkpoint)
 }
 
 impl Family {

@@ -34,7 +34,7 @@ fn hidden(model: &mut dyn LanguageModel, prompts: [&[u32]; 2], input: &FlowInput
         let blocks: Vec<u32> = (0..8).map(|i| 2 * i + half).collect();
         let tail: Vec<_> = (0..input.rows.len() / width).map(|row| RowInput::Embedding { values: input.rows.clone(), row }).collect();
         let mut run = |rows: Vec<RowInput>, start, shift, head| {
-            let slices = vec![Slice { rows: 0..rows.len(), start, shift, blocks: blocks.clone(), head }];
+            let slices = vec![Slice { rows: 0..rows.len(), start, shift, blocks: blocks.clone(), head, may_lose_experts: false }];
             model.forward(&Step { rows, slices }, &mut NoObserver).unwrap().hidden.remove(0)
         };
         run(tokens(prompt), 0, 0, None);

@@ -325,7 +325,7 @@ fn sampling_defaults_are_read_or_refused() {
 fn steps_out_of_range_are_refused_and_leave_the_model_as_it_was() {
     let mut model = support::load(&fixture("llama"));
     let mut forward = |rows: Vec<RowInput>, blocks: Vec<u32>| {
-        let slices = vec![Slice { rows: 0..rows.len(), start: 0, shift: 0, blocks, head: None }];
+        let slices = vec![Slice { rows: 0..rows.len(), start: 0, shift: 0, blocks, head: None, may_lose_experts: false }];
         model.forward(&Step { rows, slices }, &mut NoObserver)
     };
     for (rows, blocks) in [(vec![RowInput::Token(496)], vec![0]), (vec![RowInput::Code(0)], vec![0]), (vec![RowInput::Token(0)], vec![64])]
@@ -351,7 +351,7 @@ fn logits_that_are_not_finite_are_an_error() {
     file[length - 4..].copy_from_slice(&f32::NAN.to_le_bytes()); // the last tensor by name: model.norm.weight
     fs::write(&path, file).unwrap();
     let mut model = support::load(dir.path());
-    let slices = vec![Slice { rows: 0..1, start: 0, shift: 0, blocks: vec![0], head: Some(layers::Head::Text) }];
+    let slices = vec![Slice { rows: 0..1, start: 0, shift: 0, blocks: vec![0], head: Some(layers::Head::Text), may_lose_experts: false }];
     let error = model.forward(&Step { rows: vec![RowInput::Token(0)], slices }, &mut NoObserver).unwrap_err();
     assert!(matches!(&error, EngineError::Compute(reason) if reason.contains("logits")), "{error}");
 }

@@ -37,6 +37,9 @@ pub enum JobError {
     /// The engine was stopped, or its model has crashed in another job's step.
     #[error("the engine has stopped")]
     Stopped,
+    /// A part of the model that is computed elsewhere cannot be reached. The job may be done again later, or elsewhere.
+    #[error("{0}")]
+    Unavailable(String),
     /// The model failed on this job, or its logits were no numbers.
     #[error("{0}")]
     Compute(String),

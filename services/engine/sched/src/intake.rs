@@ -53,6 +53,7 @@ impl Limits {
         let sequence = |prompt: &Prompt| match (&output, self.card.latent_grid()) {
             // What follows the prompt stands at the same place for both, however little of the prompt is seen.
             (Output::Flow(_), Some(grid)) => Sequence::with_tail(prompt, grid.positions, prompt_tokens - prompt.len(), self.prefix_cache),
+            (Output::Text { sampling, .. }, _) if sampling.allow_expert_loss => Sequence::new(prompt, self.prefix_cache).allowing_loss(),
             _ => Sequence::new(prompt, self.prefix_cache),
         };
         let sequences = prompts.map(sequence).collect();

@@ -1,6 +1,7 @@
 //! Which rows the next step computes.
 
 use layers::{EngineError, FlowModel, StepOutput};
+use tracing::Span;
 
 use crate::{
     EngineConfig, EngineStats, JobError,
@@ -57,10 +58,22 @@ impl Scheduler {
         self.counters.rows += plan.step.rows.len() as u64;
         output.logits.resize_with(plan.step.slices.len(), || None);
         output.hidden.resize_with(plan.step.slices.len(), || None);
+        output.lost.resize(plan.step.slices.len(), 0);
         for part in &plan.parts {
             let logits = output.logits[part.slices.clone()].iter_mut().filter_map(Option::take).collect();
             let hidden = output.hidden[part.slices.clone()].iter_mut().map(Option::take).collect();
-            self.commit_part(part, logits, hidden);
+            self.commit_part(part, logits, hidden, &output.lost[part.slices.clone()]);
+        }
+    }
+
+    /// Links the span of a step with those of its jobs.
+    pub fn link(&self, plan: &Plan, step: &Span) {
+        for part in &plan.parts {
+            if let Ok(index) = self.running.binary_search_by_key(&part.order, |task| task.order) {
+                let job = &self.running[index].span;
+                step.follows_from(job);
+                job.follows_from(step);
+            }
         }
     }
 
@@ -91,7 +104,7 @@ impl Scheduler {
         }
     }
 
-    fn commit_part(&mut self, part: &Part, logits: Vec<Vec<f32>>, hidden: Vec<Option<Vec<f32>>>) {
+    fn commit_part(&mut self, part: &Part, logits: Vec<Vec<f32>>, hidden: Vec<Option<Vec<f32>>>, lost: &[usize]) {
         let Ok(index) = self.running.binary_search_by_key(&part.order, |task| task.order) else { return };
         let task = &mut self.running[index];
         // A sequence without rows has no slice.
@@ -100,6 +113,8 @@ impl Scheduler {
         if let Err(error) = collected {
             return self.fail_task(part.order, JobError::Compute(error.to_string()));
         }
+        let with_rows = part.rows.iter().enumerate().filter(|(_, rows)| **rows > 0);
+        with_rows.zip(lost).for_each(|((sequence, _), &lost)| task.degrade(sequence, lost));
         for (sequence, &rows) in part.rows.iter().enumerate() {
             task.advance(sequence, rows, &mut self.pool);
         }

@@ -23,6 +23,8 @@ pub(crate) struct Sequence {
     named: usize,
     /// What is computed again and again behind the prompt, in sequences of a flow.
     tail: Option<Tail>,
+    /// Whether positions may be computed without an expert that nobody can compute.
+    may_lose_experts: bool,
 }
 
 /// The part of a sequence behind its prompt that holds one set of rows after the other.
@@ -46,6 +48,7 @@ impl Sequence {
             computed: 0,
             named: 0,
             tail: None,
+            may_lose_experts: false,
         };
         for segment in &prompt.segments {
             match segment {
@@ -59,6 +62,16 @@ impl Sequence {
     /// A sequence whose prompt will be followed by sets of `rows` rows, whose rotary positions are `shift` higher than their places.
     pub fn with_tail(prompt: &Prompt, rows: usize, shift: usize, prefix_cache: bool) -> Self {
         Self { tail: Some(Tail { start: prompt.len(), rows, shift }), ..Self::new(prompt, prefix_cache) }
+    }
+
+    /// The same sequence, whose positions may be computed without an expert that nobody can compute.
+    pub fn allowing_loss(self) -> Self {
+        Self { may_lose_experts: true, ..self }
+    }
+
+    /// A position lost an expert: from here on, blocks get no name, because nobody who asks for one would expect such contents.
+    pub fn taint(&mut self) {
+        self.chain = None;
     }
 
     /// Put rows `[rows, hidden]` in the place of those behind the prompt. They never get a name: nobody else has them.
@@ -178,7 +191,14 @@ impl Sequence {
     pub fn slice(&self, count: usize, first_row: usize, head: Option<Head>) -> Slice {
         let used = (self.computed + count).div_ceil(BLOCK_TOKENS);
         let shift = self.tail.filter(|tail| self.computed >= tail.start).map_or(0, |tail| tail.shift);
-        Slice { rows: first_row..first_row + count, start: self.computed, shift, blocks: self.blocks[..used].to_vec(), head }
+        Slice {
+            rows: first_row..first_row + count,
+            start: self.computed,
+            shift,
+            blocks: self.blocks[..used].to_vec(),
+            head,
+            may_lose_experts: self.may_lose_experts,
+        }
     }
 
     /// The next `count` positions have been computed: name the blocks that are full now.

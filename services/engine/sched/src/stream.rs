@@ -16,8 +16,8 @@ use crate::{JobError, inbox::Inbox};
 
 /// A reader this many events behind pauses its job; the job goes on when half of them are read.
 pub const BUFFERED_EVENTS: usize = 256;
-/// A job is paused between steps, and a step yields at most three events (`Prefilled`, `Output` or `Flow`, `Finished`).
-const EVENTS_PER_STEP: usize = 3;
+/// A job is paused between steps, and a step yields at most four events (`Prefilled`, `Degraded`, `Output` or `Flow`, `Finished`).
+const EVENTS_PER_STEP: usize = 4;
 
 /// The events of one job, in order. Ends after [`Event::Finished`] or an error. Dropping it cancels the job.
 #[derive(Debug)]
@@ -98,7 +98,7 @@ impl Stream for JobStream {
                 item
             }
         };
-        self.ended = !matches!(item, Ok(Event::Prefilled { .. } | Event::Output { .. } | Event::Flow { .. }));
+        self.ended = !matches!(item, Ok(Event::Prefilled { .. } | Event::Degraded(_) | Event::Output { .. } | Event::Flow { .. }));
         Poll::Ready(Some(item))
     }
 }

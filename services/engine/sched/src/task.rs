@@ -1,5 +1,6 @@
 use domain::{Event, FinishReason, ImageSampling, Sampling};
 use layers::{EngineError, FlowModel, Head};
+use tracing::Span;
 
 use crate::{
     Guide, JobError,
@@ -19,6 +20,8 @@ pub(crate) struct Task {
     /// When this task was last given rows: the lower, the sooner it is its turn again. No two are equal, so ties cannot favour anybody.
     pub turn: u64,
     pub outlet: Outlet,
+    /// Of whoever submitted the job.
+    pub span: Span,
     /// One, or the conditional and the unconditional sequence. Those of codes are always of the same length.
     sequences: Vec<Sequence>,
     output: Output,
@@ -31,6 +34,8 @@ pub(crate) struct Task {
     /// Positions found in the prefix cache at the first admission.
     cached_tokens: usize,
     prefilled: bool,
+    /// Positions that lost an expert and were not reported yet.
+    degraded: u32,
     /// Held until the first admission.
     ticket: Option<Ticket>,
 }
@@ -47,8 +52,22 @@ impl Task {
     /// A task whose sequences hold the prompt alone and which yields at most `limit` outputs. The inbox sets `order`.
     pub fn new(sequences: Vec<Sequence>, output: Output, limit: usize, outlet: Outlet, ticket: Ticket) -> Self {
         let prompt_tokens = sequences.first().map_or(0, Sequence::remaining);
-        let (produced, last, cached_tokens, prefilled, ticket) = (0, None, 0, false, Some(ticket));
-        Self { order: 0, turn: 0, outlet, sequences, output, produced, last, limit, prompt_tokens, cached_tokens, prefilled, ticket }
+        Self {
+            order: 0,
+            turn: 0,
+            outlet,
+            span: Span::current(),
+            sequences,
+            output,
+            produced: 0,
+            last: None,
+            limit,
+            prompt_tokens,
+            cached_tokens: 0,
+            prefilled: false,
+            degraded: 0,
+            ticket: Some(ticket),
+        }
     }
 
     pub fn sequences(&self) -> &[Sequence] {
@@ -142,6 +161,14 @@ impl Task {
         self.sequences[sequence].advance(rows, pool);
     }
 
+    /// So many of the rows of a sequence that were just computed lost an expert. Call it before they count as computed.
+    pub fn degrade(&mut self, sequence: usize, lost: usize) {
+        if lost > 0 {
+            self.degraded += lost as u32;
+            self.sequences[sequence].taint();
+        }
+    }
+
     /// Take over an output of an earlier worker. Fails when the task's constraint rules it out.
     pub fn resume(&mut self, id: u32) -> Result<(), String> {
         self.record(id)?;
@@ -187,6 +214,9 @@ impl Task {
         let (id, logprobs) = drawn.map_err(|error| JobError::Compute(error.to_string()))?;
         self.record(id).map_err(JobError::Compute)?;
         self.announce();
+        if self.degraded > 0 {
+            self.outlet.send(Event::Degraded(std::mem::take(&mut self.degraded)));
+        }
         self.outlet.send(Event::Output { id, logprobs });
         let reason = self.finish_reason();
         if reason.is_none() {

@@ -71,7 +71,7 @@ async fn read(mut stream: JobStream) -> Flown {
             }
             Ok(Event::Finished(reason)) => return Flown { steps, end: Ok(reason) },
             Err(error) => return Flown { steps, end: Err(error) },
-            Ok(Event::Output { .. }) => panic!("an output of a flow"),
+            Ok(Event::Output { .. } | Event::Degraded(_)) => panic!("an output of a flow"),
         }
     }
 }

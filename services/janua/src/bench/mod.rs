@@ -5,6 +5,7 @@
 //! | `families.rs` | `bench families`: a random checkpoint of every family, measured one after the other |
 //! | `checkpoint.rs` | `bench checkpoint`: one folder, measured in this process |
 //! | `graphs.rs` | `bench graphs`: what ONNX Runtime gets, for comparison with other exporters |
+//! | `shards.rs` | `bench shards`: a model whole and with its experts in shards, side by side |
 //! | `figures.rs` | what is measured, as a row of the table and as JSON |
 //! | `memory.rs` | what the system says about this process |
 //! | `recipe.rs` | a checkpoint described: names, shapes, fillings |
@@ -20,6 +21,7 @@ mod image_parts;
 mod image_recipes;
 mod memory;
 mod recipe;
+mod shards;
 mod text_recipes;
 mod vocabulary;
 mod writer;
@@ -40,6 +42,7 @@ enum What {
     Families(families::Families),
     Checkpoint(checkpoint::Checkpoint),
     Graphs(graphs::Graphs),
+    Shards(shards::Shards),
 }
 
 /// Runs `janua bench`.
@@ -48,5 +51,6 @@ pub async fn run(flags: Bench) -> Result<(), Failure> {
         What::Families(flags) => families::run(flags).await,
         What::Checkpoint(flags) => checkpoint::run(flags).await,
         What::Graphs(flags) => graphs::run(flags).await,
+        What::Shards(flags) => shards::run(flags).await,
     }
 }

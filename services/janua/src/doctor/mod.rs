@@ -17,6 +17,8 @@ use crate::Failure;
 use crate::failure::COMPARISON;
 use crate::terminal::{self, BAD, BOLD, DIM, GOOD, paint};
 
+pub use machine::size;
+
 /// Check this machine, the settings and the checkpoints before serving
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:

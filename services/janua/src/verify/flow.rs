@@ -215,7 +215,7 @@ fn close(parts: &Parts, golden: &Golden, key: &str, found: &[f32], report: &mut 
 
 /// The picture of the golden example that `seed` gives without services between: 8-bit values `[height, width, 3]`.
 pub async fn direct(dir: &Path, vae: Option<&Path>, golden: &Golden, entry: &Value, seed: u64) -> Result<Vec<u8>, Failure> {
-    let parts = Parts::load(dir, vae, golden)?;
+    let parts = Parts::load(dir, vae, None, golden)?;
     let prepared = parts.prepare(&parts.input(entry)?, OutputKind::Image)?;
     let maps = flow(&parts, &prepared, ImageSampling { seed, ..sampling(entry) }, None).await?;
     let last = maps.last().ok_or_else(|| Failure::software("a flow without a step"))?;

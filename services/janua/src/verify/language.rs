@@ -6,7 +6,7 @@ use super::golden::{Golden, Tensor, Values, ids};
 use super::model::{Parts, is_remark};
 use super::report::Report;
 use super::routing::{self, Margins};
-use super::runner::{Seen, rows};
+use super::runner::{Runner, Seen, rows};
 use crate::Failure;
 
 /// Compares prompt `i` of a model folder: ids, pictures, hidden states, logits, and what is generated greedily.
@@ -77,19 +77,14 @@ fn compute(
     report: &mut Report,
 ) -> Result<Computed, Failure> {
     let rows = rows(prompt);
-    let mut sequence = parts.runner.sequence(rows.len() + generated.len()).map_err(Failure::software)?;
-    let mut seen = Seen::default();
-    let last = parts.runner.prefill(&mut sequence, &rows, Head::Text, &mut seen).map_err(Failure::software)?;
-    let mut margin = gap(&last);
-    let (mut decode_logits, mut decoded) = (Vec::new(), Seen::default());
-    let feed = generated.split_last().map_or(&[][..], |(_, before)| before);
-    for &id in feed {
-        let step = parts.runner.step(&mut [(&mut sequence, &[RowInput::Token(id)])], Head::Text, &mut decoded);
-        let logits = step.map_err(Failure::software)?.pop().unwrap_or_default();
-        margin = margin.min(gap(&logits));
-        decode_logits.extend(logits);
+    let Walk { mut seen, decoded, decode_logits, margin } = walk(&mut parts.runner, &rows, generated)?;
+    if let Some(twin) = &mut parts.twin {
+        let local = walk(twin, &rows, generated)?;
+        let bits = |walks: [&Seen; 2]| -> Vec<u32> {
+            walks.iter().flat_map(|seen| seen.tensors.values()).flatten().map(|value| value.to_bits()).collect()
+        };
+        report.same(&format!("{prefix}remote = local, bit by bit"), &bits([&seen, &decoded]), &bits([&local.seen, &local.decoded]));
     }
-    parts.runner.release(sequence);
 
     let mut close = |key: &str, found: &[f32]| {
         let key = format!("{prefix}{key}");
@@ -119,6 +114,32 @@ fn compute(
         report.same(&format!("{prefix}images_seq_mask"), &mask, expected);
     }
     Ok(Computed { logits_std: deviation(&prefill_logits), margin, tolerance: parts.tolerances.get("prefill_logits"), routing })
+}
+
+/// A prompt and its continuation, step by step.
+struct Walk {
+    /// Of the prompt.
+    seen: Seen,
+    /// Of what follows.
+    decoded: Seen,
+    decode_logits: Vec<f32>,
+    margin: f64,
+}
+
+fn walk(runner: &mut Runner, rows: &[RowInput], generated: &[u32]) -> Result<Walk, Failure> {
+    let mut sequence = runner.sequence(rows.len() + generated.len()).map_err(Failure::software)?;
+    let (mut seen, mut decoded, mut decode_logits) = (Seen::default(), Seen::default(), Vec::new());
+    let last = runner.prefill(&mut sequence, rows, Head::Text, &mut seen).map_err(Failure::software)?;
+    let mut margin = gap(&last);
+    let feed = generated.split_last().map_or(&[][..], |(_, before)| before);
+    for &id in feed {
+        let step = runner.step(&mut [(&mut sequence, &[RowInput::Token(id)])], Head::Text, &mut decoded);
+        let logits = step.map_err(Failure::software)?.pop().unwrap_or_default();
+        margin = margin.min(gap(&logits));
+        decode_logits.extend(logits);
+    }
+    runner.release(sequence);
+    Ok(Walk { seen, decoded, decode_logits, margin })
 }
 
 /// How far the score of an expert may be away: a mixing weight is such a score times the model's factor.

@@ -10,6 +10,7 @@
 //! | `language.rs`, `routing.rs`, `vision.rs`, `drawing.rs`, `flow.rs` | the quantities of model folders |
 //! | `tokenizer.rs`, `preprocess.rs` | the other kinds of folder |
 //! | `wires.rs` | the same prompts through running services |
+//! | `shards.rs` | experts in services of their own |
 
 mod drawing;
 mod flow;
@@ -20,6 +21,7 @@ mod preprocess;
 mod report;
 mod routing;
 mod runner;
+mod shards;
 mod tokenizer;
 mod tolerance;
 mod vision;
@@ -32,6 +34,8 @@ use serde_json::json;
 
 use self::golden::Golden;
 use self::report::Report;
+use self::shards::Shards;
+use self::wires::Transport;
 use crate::Failure;
 use crate::failure::COMPARISON;
 use crate::terminal::{self, DIM, paint};
@@ -44,6 +48,7 @@ or a folder of pictures with golden.json. Every quantity in the golden files is 
 Examples:
   janua verify tests/fixtures/janus
   janua verify tests/fixtures/llama --wire nats     (also through running services over a nats-server of its own)
+  janua verify tests/fixtures/moe_v1 --shards 3 --wire direct   (experts in three services)
   janua verify tests/fixtures/tokenizers/llm --json
 
 Exit codes: 0 everything is within its tolerance, 1 something is not or is unknown, 66 the folder cannot be loaded.")]
@@ -53,6 +58,9 @@ pub struct Verify {
     /// Also send the golden prompts through running services, over this wire
     #[arg(long, value_enum)]
     pub wire: Option<WireName>,
+    /// Have the routed experts computed by so many shards, each a service of its own, over the same wire
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub shards: Option<u16>,
     /// The VAE folder of a model that draws by a flow, when it is not the folder vae in DIR
     #[arg(long, value_name = "DIR")]
     pub vae: Option<PathBuf>,
@@ -83,19 +91,38 @@ enum Kind {
 pub async fn run(flags: Verify) -> Result<(), Failure> {
     let golden = Golden::read(&flags.dir)?;
     let kind = kind(&flags.dir, &golden)?;
-    if flags.wire.is_some() && kind != Kind::Model {
-        return Err(Failure::usage("--wire needs a model folder: a tokenizer or a set of pictures is not served alone"));
+    if (flags.wire.is_some() || flags.shards.is_some()) && kind != Kind::Model {
+        return Err(Failure::usage("--wire and --shards need a model folder: a tokenizer or a set of pictures is not served alone"));
     }
     let mut report = Report::default();
     match kind {
-        Kind::Model => Box::pin(model::compare(&flags.dir, flags.vae.as_deref(), &golden, &mut report)).await?,
+        Kind::Model => Box::pin(compare_model(&flags, &golden, &mut report)).await?,
         Kind::Tokenizer => tokenizer::compare(&flags.dir, &golden, &mut report)?,
         Kind::Preprocess => preprocess::compare(&flags.dir, &golden, &mut report)?,
     }
-    if let Some(wire) = flags.wire {
-        Box::pin(wires::compare(&flags, wire, &golden, &mut report)).await?;
-    }
     print(&flags, kind, &report)
+}
+
+/// In this process, then through services over a wire.
+async fn compare_model(flags: &Verify, golden: &Golden, report: &mut Report) -> Result<(), Failure> {
+    let wire = flags.wire.or(flags.shards.map(|_| WireName::InProcess));
+    let transport = match wire {
+        Some(wire) => Some(Transport::start(wire).await?),
+        None => None,
+    };
+    let (dir, vae) = (&flags.dir, flags.vae.as_deref());
+    match (&transport, flags.shards) {
+        (Some(transport), Some(count)) => {
+            let shards = Shards::start(dir, transport, count).await?;
+            model::compare(dir, vae, Some(&shards.remote()), golden, report).await?;
+            shards.drain().await;
+        }
+        _ => model::compare(dir, vae, None, golden, report).await?,
+    }
+    match &transport {
+        Some(transport) => wires::compare(flags, transport, golden, report).await,
+        None => Ok(()),
+    }
 }
 
 fn print(flags: &Verify, kind: Kind, report: &Report) -> Result<(), Failure> {

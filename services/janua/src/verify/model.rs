@@ -5,6 +5,7 @@ use bytes::Bytes;
 use checkpoint::Checkpoint;
 use domain::{Input, ModelCard, OutputKind, Part, Prompt, Segment};
 use futures::StreamExt;
+use layers::RemoteExperts;
 use models::{LoadOptions, Painter, VisionEncoder};
 use pixels::Processor;
 use sched::{Engine, EngineConfig};
@@ -50,6 +51,8 @@ pub struct Parts {
     pub card: ModelCard,
     /// Step by step, for tensors.
     pub runner: Runner,
+    /// The same model with all experts in this process, when those of `runner` are elsewhere.
+    pub twin: Option<Runner>,
     /// Scheduler and sampler, for what is generated.
     pub engine: Engine,
     pub encoder: Option<VisionEncoder>,
@@ -60,8 +63,14 @@ pub struct Parts {
 }
 
 /// Compares a model folder.
-pub async fn compare(dir: &Path, vae: Option<&Path>, golden: &Golden, report: &mut Report) -> Result<(), Failure> {
-    let mut parts = Parts::load(dir, vae, golden)?;
+pub async fn compare(
+    dir: &Path,
+    vae: Option<&Path>,
+    remote: Option<&Arc<dyn RemoteExperts>>,
+    golden: &Golden,
+    report: &mut Report,
+) -> Result<(), Failure> {
+    let mut parts = Parts::load(dir, vae, remote, golden)?;
     for (key, value) in golden.json.as_object().into_iter().flatten() {
         match key.as_str() {
             "prompts" => {
@@ -93,11 +102,12 @@ pub fn is_remark(value: &Value) -> bool {
 }
 
 impl Parts {
-    pub fn load(dir: &Path, vae: Option<&Path>, golden: &Golden) -> Result<Self, Failure> {
+    /// With `remote`, routed experts are computed there.
+    pub fn load(dir: &Path, vae: Option<&Path>, remote: Option<&Arc<dyn RemoteExperts>>, golden: &Golden) -> Result<Self, Failure> {
         let checkpoint = Arc::new(Checkpoint::open(dir).map_err(Failure::input)?);
         checkpoint.scan(&mut |_| {}).map_err(Failure::input)?;
         let options = LoadOptions { kv_blocks: KV_BLOCKS, threads: 0 };
-        let load = || models::load_language(&checkpoint, &options).map_err(Failure::input);
+        let load = |remote| models::load_language_around(&checkpoint, &options, remote).map_err(Failure::input);
         let encoder = models::load_vision(&checkpoint, &models::OnnxOptions::default()).map_err(Failure::input)?;
         let processor = match checkpoint.json("preprocessor_config.json").map_err(Failure::input)? {
             Some(config) => Some(
@@ -118,8 +128,9 @@ impl Parts {
             codec: TextCodec::load(&checkpoint).map_err(Failure::input)?,
             card,
             painter,
-            runner: Runner::new(load()?),
-            engine: Engine::start(load()?, EngineConfig::default()),
+            runner: Runner::new(load(remote)?),
+            twin: remote.map(|_| load(None).map(Runner::new)).transpose()?,
+            engine: Engine::start(load(remote)?, EngineConfig::default()),
             encoder,
             processor,
             tolerances: Tolerances::of(&golden.json),

@@ -85,10 +85,18 @@ impl Runner {
             let first = step.rows.len();
             step.rows.extend_from_slice(rows);
             let blocks = sequence.blocks.clone();
-            step.slices.push(Slice { rows: first..step.rows.len(), start: sequence.length, shift: 0, blocks, head: Some(head) });
+            step.slices.push(Slice {
+                rows: first..step.rows.len(),
+                start: sequence.length,
+                shift: 0,
+                blocks,
+                head: Some(head),
+                may_lose_experts: false,
+            });
             sequence.length += rows.len();
         }
-        let output = self.model.forward(&step, seen)?;
+        // It may wait for experts elsewhere, which no runtime must be kept waiting for.
+        let output = tokio::task::block_in_place(|| self.model.forward(&step, seen))?;
         Ok(output.logits.into_iter().map(Option::unwrap_or_default).collect())
     }
 
@@ -97,7 +105,14 @@ impl Runner {
     pub fn hidden(&mut self, sequence: &Sequence, rows: &[RowInput], shift: usize) -> Result<Vec<f32>, EngineError> {
         let (mut hidden, mut start) = (Vec::new(), sequence.length);
         for chunk in rows.chunks(CHUNK) {
-            let slice = Slice { rows: 0..chunk.len(), start, shift, blocks: sequence.blocks.clone(), head: Some(Head::Hidden) };
+            let slice = Slice {
+                rows: 0..chunk.len(),
+                start,
+                shift,
+                blocks: sequence.blocks.clone(),
+                head: Some(Head::Hidden),
+                may_lose_experts: false,
+            };
             let output = self.model.forward(&Step { rows: chunk.to_vec(), slices: vec![slice] }, &mut NoObserver)?;
             hidden.extend(output.hidden.into_iter().flatten().flatten());
             start += chunk.len();

@@ -9,7 +9,7 @@ use super::golden::{Golden, Tensor, Values};
 use super::language::golden_ids;
 use super::report::Report;
 use super::tolerance::Tolerances;
-use super::{Verify, WireName, flow, model};
+use super::{Verify, WireName, flow, model, shards};
 use crate::Failure;
 use crate::broker::Broker;
 use crate::client::{Door, Events};
@@ -19,16 +19,35 @@ use crate::request;
 /// Noise for a picture that is drawn with services between and without: the reference's own noise cannot be sent through the public door.
 const SEED: u64 = 7;
 
-/// Sends the golden prompts through services that talk over `wire`, and compares what comes out of the public door.
-pub async fn compare(flags: &Verify, wire: WireName, golden: &Golden, report: &mut Report) -> Result<(), Failure> {
-    let dir = &flags.dir;
-    let (name, broker) = match wire {
-        WireName::InProcess => ("in-process", None),
-        WireName::Nats => ("nats", Some(Broker::start().await?)),
-        WireName::Direct => ("direct", Some(Broker::start().await?)),
-    };
-    let mut settings = vec![("mesh.wire".to_owned(), name.to_owned())];
-    settings.extend(broker.iter().map(|broker| ("mesh.nats_url".to_owned(), broker.url().to_owned())));
+/// A wire between services, with the nats-server that it needs.
+pub struct Transport {
+    pub name: &'static str,
+    broker: Option<Broker>,
+}
+
+impl Transport {
+    pub async fn start(wire: WireName) -> Result<Self, Failure> {
+        let (name, broker) = match wire {
+            WireName::InProcess => ("in-process", None),
+            WireName::Nats => ("nats", Some(Broker::start().await?)),
+            WireName::Direct => ("direct", Some(Broker::start().await?)),
+        };
+        Ok(Self { name, broker })
+    }
+
+    /// What services are told to use it.
+    pub fn settings(&self) -> Vec<(String, String)> {
+        let mut settings = vec![("mesh.wire".to_owned(), self.name.to_owned())];
+        settings.extend(self.broker.iter().map(|broker| ("mesh.nats_url".to_owned(), broker.url().to_owned())));
+        settings
+    }
+}
+
+/// Sends the golden prompts through services that talk over a wire, and compares what comes out of the public door.
+pub async fn compare(flags: &Verify, transport: &Transport, golden: &Golden, report: &mut Report) -> Result<(), Failure> {
+    let (dir, name) = (&flags.dir, transport.name);
+    let mut settings = transport.settings();
+    settings.extend(flags.shards.iter().flat_map(|&count| shards::settings(count)));
     let model = model_name(dir)?;
     let mut options = LocalOptions::with_settings(vec![(model.clone(), dir.to_owned())], &settings)?;
     options.set_vae(flags.vae.as_deref())?;

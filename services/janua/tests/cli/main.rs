@@ -4,5 +4,7 @@
 mod bad_checkpoints;
 mod child;
 mod commands;
+mod experts;
+mod plan;
 mod processes;
 mod verify;

@@ -78,7 +78,7 @@ impl Installation {
 }
 
 /// Two ports that were free a moment ago.
-fn free_ports() -> [u16; 2] {
+pub fn free_ports() -> [u16; 2] {
     let taken = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
     taken.map(|listener| listener.local_addr().unwrap().port())
 }
@@ -92,7 +92,8 @@ async fn counter(address: &str, name: &str) -> f64 {
     page.lines().filter(|line| line.starts_with(name)).filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
 }
 
-async fn ready(address: &str) -> bool {
+/// Whether the router at `address` has everything that its models need.
+pub async fn ready(address: &str) -> bool {
     let Ok(mut client) = JanuaClient::connect(address.to_owned()).await else { return false };
     let Ok(models) = client.list_models(v1::ListModelsRequest {}).await else { return false };
     models.into_inner().models.iter().all(|model| model.ready)

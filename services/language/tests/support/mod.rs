@@ -44,7 +44,7 @@ pub async fn serve_model(model: Box<dyn LanguageModel>, config: EngineConfig) ->
 async fn serve_engine(engine: Engine) -> Service {
     let engine = Arc::new(engine);
     let mesh = Mesh::in_process();
-    let offer = language::offer("tiny", engine.clone());
+    let offer = language::offer("tiny", engine.clone(), None);
     let served = process::serve(&mesh, &Doors::default(), vec![offer]).await.unwrap();
     let channel = mesh.channel(&Target::new("language", "tiny"));
     Service { client: client(&channel), channel, engine, _served: served }

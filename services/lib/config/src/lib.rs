@@ -18,7 +18,8 @@ pub use error::{ConfigError, Origin};
 pub use models::ModelConfig;
 
 /// Every section there is. A process reads those of its services; a misspelt name is refused by all.
-pub const SECTIONS: [&str; 9] = ["process", "telemetry", "mesh", "cache", "router", "tokenizer", "vision", "language", "images"];
+pub const SECTIONS: [&str; 10] =
+    ["process", "telemetry", "mesh", "cache", "router", "tokenizer", "vision", "language", "experts", "images"];
 
 /// Environment variables that carry settings start with this.
 const PREFIX: &str = "JANUA_";
@@ -84,6 +85,12 @@ impl Config {
         debug_assert!(SECTIONS.contains(&name), "{name} is missing in SECTIONS");
         static EMPTY: Section = Section::new();
         de::section(name, self.sections.get(name).unwrap_or(&EMPTY))
+    }
+
+    /// The same settings with one changed, as `--set` would change it.
+    pub fn with(mut self, key: &str, value: &str) -> Result<Self, ConfigError> {
+        self.read_flag(key, value)?;
+        Ok(self)
     }
 
     /// The models to serve, in the order in which they were named.

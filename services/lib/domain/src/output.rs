@@ -24,7 +24,8 @@ pub enum FinishReason {
     Length,
 }
 
-/// What the language model emits for one job: one `Prefilled`, then outputs or steps of a flow, then `Finished`.
+/// What the language model emits for one job: one `Prefilled`, then outputs or steps of a flow, then `Finished`. `Degraded` may
+/// come before any of them but the last.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     Prefilled {
@@ -36,6 +37,8 @@ pub enum Event {
         id: u32,
         logprobs: Option<TokenLogprobs>,
     },
+    /// So many positions since the last such event lost an expert. Comes before the output that follows from them.
+    Degraded(u32),
     /// A step of a flow.
     Flow {
         state: FlowState,

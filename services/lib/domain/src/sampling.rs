@@ -23,6 +23,8 @@ pub struct Sampling {
     pub ignore_eos: bool,
     /// `None`: the text may be anything.
     pub constraint: Option<Constraint>,
+    /// Whether experts that nobody can compute are left out, instead of the request failing.
+    pub allow_expert_loss: bool,
 }
 
 /// What a text must look like as a whole.
@@ -62,6 +64,7 @@ impl Default for Sampling {
             presence_penalty: 0.0,
             ignore_eos: false,
             constraint: None,
+            allow_expert_loss: false,
         }
     }
 }

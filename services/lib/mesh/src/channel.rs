@@ -16,20 +16,21 @@ use crate::deadline;
 use crate::mesh::{Mesh, Wires};
 use crate::nats;
 use crate::routes::split_path;
-use crate::target::{Named, Target};
+use crate::target::{InstanceName, Named, Target};
 
-/// Calls to one target. Cheap to clone; usable as the transport of every generated client: `TokenizerClient::new(channel)`.
+/// Calls to one target, or to one instance of it. Cheap to clone; usable as the transport of every generated client: `TokenizerClient::new(channel)`.
 ///
 /// Nothing is connected beforehand: a call finds an instance when it is made, or ends with UNAVAILABLE.
 #[derive(Clone)]
 pub struct Channel {
     mesh: Mesh,
     target: Named,
+    instance: Option<InstanceName>,
 }
 
 impl Channel {
-    pub(crate) fn new(mesh: Mesh, target: &Target) -> Self {
-        Self { mesh, target: Named::new(target) }
+    pub(crate) fn new(mesh: Mesh, target: &Target, instance: Option<InstanceName>) -> Self {
+        Self { mesh, target: Named::new(target), instance }
     }
 
     /// Whom the calls of this channel go to.
@@ -37,11 +38,17 @@ impl Channel {
         &self.target.target
     }
 
+    /// The only instance that they go to, if there is one.
+    pub fn instance(&self) -> Option<&InstanceName> {
+        self.instance.as_ref()
+    }
+
     async fn send(self, request: http::Request<Body>) -> Result<http::Response<Body>, Status> {
+        let instance = self.instance.as_ref();
         match self.mesh.wires() {
-            Wires::Local(registry) => Ok(registry.call(&self.target.target, request)?.await),
-            Wires::Nats(connected) => nats::call(&connected.node, &self.target, request).await,
-            Wires::Direct(direct) => direct.call(&self.target, request).await,
+            Wires::Local(registry) => Ok(registry.call(&self.target.target, instance, request)?.await),
+            Wires::Nats(connected) => nats::call(&connected.node, &self.target, instance, request).await,
+            Wires::Direct(direct) => direct.call(&self.target, instance, request).await,
         }
     }
 

@@ -1,7 +1,7 @@
 use std::io;
 use std::net::SocketAddr;
 
-/// Why the mesh could not be joined, or a service not be offered on it. Failures of single calls are `tonic::Status`.
+/// Why the mesh could not be joined, a service not be offered on it, or a bucket not be used. Failures of single calls are `tonic::Status`.
 #[derive(Debug, thiserror::Error)]
 pub enum MeshError {
     #[error("setting `nats_url` is missing, wire `{0}` needs it")]
@@ -20,4 +20,16 @@ pub enum MeshError {
     Accept(#[source] io::Error),
     #[error("the descriptors handed to reflection cannot be read")]
     Reflection(#[from] tonic_reflection::server::Error),
+    #[error("bucket `{0}` has a name with other characters than ASCII letters, digits, `-` and `_`")]
+    BucketName(String),
+    #[error("bucket `{bucket}` is kept in JetStream, which nats-server runs without; start it with `nats-server --jetstream`")]
+    NoJetStream { bucket: String },
+    #[error("bucket `{bucket}` cannot be opened")]
+    BucketOpen { bucket: String, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("`{key}` cannot be written in bucket `{bucket}`")]
+    BucketWrite { bucket: String, key: String, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("a key of {bytes} bytes as it is spelled in bucket `{bucket}` is too long, {most} are allowed")]
+    BucketKey { bucket: String, bytes: usize, most: usize },
+    #[error("a value of {bytes} bytes for `{key}` in bucket `{bucket}` is too long, {most} are allowed")]
+    BucketValue { bucket: String, key: String, bytes: usize, most: usize },
 }

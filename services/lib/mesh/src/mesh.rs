@@ -1,8 +1,10 @@
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tonic::Status;
 
+use crate::bucket::Bucket;
 use crate::channel::Channel;
 use crate::config::{MeshConfig, Wire};
 use crate::direct::{Direct, Place};
@@ -11,7 +13,7 @@ use crate::gate::{Gate, Instance};
 use crate::local::Registry;
 use crate::nats::{self, Connected, Located, Node, Offer};
 use crate::routes::Routes;
-use crate::target::{Named, Target};
+use crate::target::{InstanceName, Named, Target};
 
 /// How long a closing instance takes for its last words.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -76,24 +78,51 @@ impl Mesh {
         let gate = Gate::new(self.shared.max_calls);
         let instance = Arc::new(Instance { table: routes.table()?, gate });
         let (mut offer, mut place) = (None, None);
-        match &self.shared.wires {
+        let name = match &self.shared.wires {
             Wires::Local(registry) => registry.add(target.clone(), instance.clone()),
             Wires::Nats(connected) => {
                 let located = Located::new(&connected.node, None);
+                let name = located.name();
                 offer = Some(Offer::start(&connected.node, &Named::new(&target), &instance, located).await?);
+                name
             }
             Wires::Direct(direct) => {
                 let located = Located::new(direct.node(), Some(direct.hall().address().await?));
+                let name = located.name();
                 place = Some(direct.hall().admit(&located.instance, instance.clone()));
                 offer = Some(Offer::start(direct.node(), &Named::new(&target), &instance, located).await?);
+                name
             }
-        }
-        Ok(Serving { mesh: self.clone(), target, instance, offer, _place: place })
+        };
+        Ok(Serving { mesh: self.clone(), target, name, instance, offer, _place: place })
     }
 
     /// Calls to `target`, wherever it is served.
     pub fn channel(&self, target: &Target) -> Channel {
-        Channel::new(self.clone(), target)
+        Channel::new(self.clone(), target, None)
+    }
+
+    /// Calls to one instance of `target` and to no other: UNAVAILABLE at once when it is gone (killed, drained, or never was).
+    pub fn channel_to(&self, target: &Target, instance: &InstanceName) -> Channel {
+        Channel::new(self.clone(), target, Some(instance.clone()))
+    }
+
+    /// The instances of `target` that take calls now, as far as they answer within a moment. Empty at once when there is none.
+    pub async fn instances(&self, target: &Target) -> BTreeSet<InstanceName> {
+        let located = match &self.shared.wires {
+            Wires::Local(registry) => return registry.instances(target),
+            Wires::Nats(Connected { node, .. }) => nats::locate(node, &Named::new(target)).await,
+            Wires::Direct(direct) => nats::locate(direct.node(), &Named::new(target)).await,
+        };
+        located.iter().map(Located::name).collect()
+    }
+
+    /// A set of small values that all processes of the mesh see, and that outlives them. It is made when nobody has used it
+    /// before. `name` is made of ASCII letters, digits, `-` and `_`.
+    ///
+    /// Wires `nats` and `direct` keep it in the nats-server, which must run with JetStream; in-process it ends with the mesh.
+    pub async fn bucket(&self, name: &str) -> Result<Bucket, MeshError> {
+        Bucket::open(&self.shared.wires, name).await
     }
 
     /// Whether any instance takes calls for `target` now.
@@ -126,6 +155,7 @@ impl Mesh {
 pub struct Serving {
     mesh: Mesh,
     target: Target,
+    name: InstanceName,
     instance: Arc<Instance>,
     offer: Option<Offer>,
     _place: Option<Place>,
@@ -160,10 +190,15 @@ impl Serving {
         &self.target
     }
 
+    /// The name that this instance goes by.
+    pub fn instance(&self) -> &InstanceName {
+        &self.name
+    }
+
     fn withdraw(&self) {
         self.instance.gate.withdraw();
         match &self.mesh.shared.wires {
-            Wires::Local(registry) => registry.remove(&self.target, &self.instance),
+            Wires::Local(registry) => registry.remove(&self.target, &self.name),
             Wires::Nats(_) | Wires::Direct(_) => {}
         }
     }

@@ -38,6 +38,30 @@ impl fmt::Display for Target {
     }
 }
 
+/// One running instance of a target, by the name that it goes by on the mesh. No other instance, here or elsewhere, now or
+/// later, goes by the same.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct InstanceName(Arc<str>);
+
+impl InstanceName {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A name that was written down somewhere. Whether an instance goes by it shows when it is called.
+impl From<&str> for InstanceName {
+    fn from(name: &str) -> Self {
+        Self(name.into())
+    }
+}
+
+impl fmt::Display for InstanceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// A target with its spelled-out name, shared by everything that a call needs it for.
 #[derive(Clone, Debug)]
 pub(crate) struct Named {
@@ -71,9 +95,29 @@ pub(crate) fn escape(text: &str) -> String {
     escaped
 }
 
+/// What [`escape`] has spelled as `text`; `None` if it spells nothing so.
+pub(crate) fn unescape(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = if text == "=" { &[] } else { text.as_bytes() };
+    while let [first, tail @ ..] = rest {
+        rest = tail;
+        if *first != b'=' {
+            bytes.push(*first);
+            continue;
+        }
+        let code = std::str::from_utf8(tail.get(..2)?).ok()?;
+        bytes.push(u8::from_str_radix(code, 16).ok()?);
+        rest = &tail[2..];
+    }
+    // Many texts would read alike otherwise: `=41` and `A`, `=2e` and `=2E`.
+    String::from_utf8(bytes).ok().filter(|read| escape(read) == text)
+}
+
 #[cfg(test)]
 mod tests {
-    use super::Target;
+    use proptest::prelude::*;
+
+    use super::{Target, escape, unescape};
 
     #[test]
     fn every_part_is_one_subject_token() {
@@ -86,6 +130,22 @@ mod tests {
             (Target::new("language", "模"), "janua.language.=E6=A8=A1"),
         ] {
             assert_eq!(target.subject(), subject);
+        }
+    }
+
+    #[test]
+    fn what_escape_never_spells_is_not_read() {
+        for text in ["", "a.b", "a/b", "=4", "=", "=41", "=2e", "=FF", "=+1", "a=", "模"] {
+            assert_eq!(unescape(text), (text == "=").then(String::new), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_survives_its_spelling(text in any::<String>()) {
+            let spelled = escape(&text);
+            prop_assert!(spelled.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_=".contains(&byte)));
+            prop_assert_eq!(unescape(&spelled), Some(text));
         }
     }
 }

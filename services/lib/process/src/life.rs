@@ -13,8 +13,6 @@ const USAGE: u8 = 64;
 
 /// Services that read no file of a model.
 const WITHOUT_FILES: [&str; 1] = ["router"];
-/// Services that read all weights of a model.
-const WITH_WEIGHTS: [&str; 1] = ["language"];
 
 /// The whole life of the process of one service, from its command line: `start` says what it offers.
 pub fn run(service: &'static str, start: impl AsyncFn(&Host) -> anyhow::Result<Vec<Offer>>) -> ExitCode {
@@ -90,7 +88,7 @@ async fn begin(
 ) -> anyhow::Result<Served> {
     let progress = args.progress();
     let files = !WITHOUT_FILES.contains(&service);
-    let models = if files { open_models(&config, &progress, WITH_WEIGHTS.contains(&service)).await? } else { Vec::new() };
+    let models = if files { open_models(&config, &progress, false).await? } else { Vec::new() };
     let mesh = Mesh::connect(wire).await.context("cannot join the mesh")?;
     let host = Host::new(config, mesh, models, progress);
     let offers = start(&host).await?;

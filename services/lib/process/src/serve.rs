@@ -94,13 +94,12 @@ struct Offered {
     entrance: bool,
 }
 
-/// Puts every offer on the mesh and reports it healthy.
+/// Puts every offer on the mesh. Health is the offers' own: routes are servable unless their service has said otherwise.
 pub async fn serve(mesh: &Mesh, doors: &Doors, offers: Vec<Offer>) -> anyhow::Result<Served> {
     let mut serving = Vec::with_capacity(offers.len());
     for Offer { target, routes } in offers {
         let entrance = target.service == ENTRANCE;
         let registered = mesh.serve(target, routes.clone()).await?;
-        routes.set_serving(true);
         serving.push(Offered { routes, serving: registered, entrance });
     }
     Ok(Served { offers: serving, doors: doors.clone() })

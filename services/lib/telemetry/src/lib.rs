@@ -22,4 +22,4 @@ pub use genai::{RequestFacts, request_span};
 pub use pipeline::{Guard, TelemetryError, init};
 pub use scrape::{metrics_text, set_ready};
 pub use settings::{LogFormat, TelemetryConfig};
-pub use trace::{client_span, inject, record_status, server_span};
+pub use trace::{client_span, inject, record_status, server_span, traceparent};

@@ -15,6 +15,16 @@ pub fn inject(headers: &mut HeaderMap) {
     PROPAGATOR.inject_context(&Span::current().context(), &mut HeadersMut(headers));
 }
 
+/// The W3C context of a span as one line, for messages that have no headers of their own; `None` for a span that nobody records.
+pub fn traceparent(span: &Span) -> Option<String> {
+    if span.is_disabled() {
+        return None;
+    }
+    let mut headers = HeaderMap::new();
+    PROPAGATOR.inject_context(&span.context(), &mut HeadersMut(&mut headers));
+    headers.get("traceparent")?.to_str().ok().map(str::to_owned)
+}
+
 /// The span of an incoming call, child of the caller's span named in `headers`.
 ///
 /// `service` is the gRPC service (`janua.v1.Tokenizer`) or the plain name (`tokenizer`). Calls of gRPC's own services (health,

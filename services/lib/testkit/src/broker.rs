@@ -20,9 +20,11 @@ const START_TRIES: usize = 5;
 pub struct NatsOptions {
     /// The longest message in bytes, without it the server's own default of 1 MiB.
     pub max_payload: Option<usize>,
+    /// Without JetStream, which is there otherwise.
+    pub without_jetstream: bool,
 }
 
-/// A real nats-server with its own folder on a free port of the loopback interface.
+/// A real nats-server with its own folder on a free port of the loopback interface. What JetStream stores outlives a restart.
 pub struct NatsServer {
     process: Process,
 }
@@ -37,7 +39,7 @@ impl NatsServer {
     }
 
     async fn try_start(options: NatsOptions) -> Result<Self> {
-        let mut config = "jetstream: {}\n".to_owned();
+        let mut config = if options.without_jetstream { String::new() } else { "jetstream: {}\n".to_owned() };
         if let Some(bytes) = options.max_payload {
             config.push_str(&format!("max_payload: {bytes}\n"));
         }

@@ -28,6 +28,8 @@ pub struct CollectedSpan {
     /// `SpanKind` of OTLP: 1 internal, 2 server, 3 client.
     pub kind: i32,
     pub attributes: BTreeMap<String, String>,
+    /// Spans of this trace or others that it is linked with: trace id, span id.
+    pub links: Vec<(String, String)>,
 }
 
 /// An OTLP gRPC endpoint in this process that keeps every span it is sent.
@@ -90,6 +92,7 @@ impl TraceService for Collect {
                     parent_id: hex(&span.parent_span_id),
                     kind: span.kind,
                     attributes: texts(span.attributes),
+                    links: span.links.iter().map(|link| (hex(&link.trace_id), hex(&link.span_id))).collect(),
                 });
             }
         }

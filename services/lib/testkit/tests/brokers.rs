@@ -17,7 +17,7 @@ async fn greeting(url: &str) -> Option<String> {
 
 #[tokio::test]
 async fn nats_comes_back_on_its_port_with_its_settings() {
-    let mut server = NatsServer::start_with(NatsOptions { max_payload: Some(65_536) }).await;
+    let mut server = NatsServer::start_with(NatsOptions { max_payload: Some(65_536), ..NatsOptions::default() }).await;
     let url = server.url();
     for _ in 0..2 {
         let info = greeting(&url).await.expect("it greets");

@@ -59,6 +59,7 @@ pub fn to_response(event: Event) -> v1::LanguageResponse {
             ids: vec![id],
             logprobs: logprobs.as_ref().map(to_token_logprobs).into_iter().collect(),
         }),
+        Event::Degraded(positions) => v1::language_response::Event::DegradedPositions(positions),
         Event::Flow { state, total, estimate } => v1::language_response::Event::Flow(v1::FlowStep {
             state: Some(to_flow_state(&state)),
             total,
@@ -93,6 +94,7 @@ pub fn events(response: v1::LanguageResponse) -> Result<Vec<Event>, Invalid> {
             Ok(vec![Event::Prefilled { prompt_tokens: p.prompt_tokens, cached_tokens: p.cached_tokens }])
         }
         Some(v1::language_response::Event::Outputs(outputs)) => self::outputs(outputs),
+        Some(v1::language_response::Event::DegradedPositions(positions)) => Ok(vec![Event::Degraded(positions)]),
         Some(v1::language_response::Event::Flow(step)) => flow_step(step).map(|event| vec![event]),
         Some(v1::language_response::Event::Finished(reason)) => Ok(vec![Event::Finished(finish_reason(reason)?)]),
         None => Err(Invalid::new("event", "an event is needed")),

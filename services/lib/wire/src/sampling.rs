@@ -65,6 +65,7 @@ pub fn text(sampling: Option<v1::Sampling>, defaults: &Sampling) -> Result<TextR
         frequency_penalty: real("sampling.frequency_penalty", s.frequency_penalty, defaults.frequency_penalty, -2.0, 2.0)?,
         presence_penalty: real("sampling.presence_penalty", s.presence_penalty, defaults.presence_penalty, -2.0, 2.0)?,
         ignore_eos: s.ignore_eos,
+        allow_expert_loss: s.allow_expert_loss,
         constraint,
     };
     Ok(TextRequest { sampling: resolved, given_seed: s.seed, stop: s.stop, n })
@@ -134,6 +135,7 @@ pub fn to_text(s: &Sampling) -> v1::Sampling {
         frequency_penalty: Some(s.frequency_penalty),
         presence_penalty: Some(s.presence_penalty),
         ignore_eos: s.ignore_eos,
+        allow_expert_loss: s.allow_expert_loss,
         n: None,
         constraint: s.constraint.as_ref().map(to_constraint),
     }

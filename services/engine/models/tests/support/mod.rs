@@ -87,6 +87,7 @@ pub fn advance(model: &mut dyn LanguageModel, sequences: &mut [(&mut Sequence, u
             shift: 0,
             blocks: sequence.blocks[..end.div_ceil(BLOCK_TOKENS)].to_vec(),
             head: (end == sequence.inputs.len()).then_some(sequence.head),
+            may_lose_experts: false,
         });
         sequence.done = end;
     }

@@ -401,6 +401,7 @@ pub async fn outcome(mut stream: JobStream) -> Outcome {
                 assert!(cached.is_some(), "output before the announcement");
                 ids.push(id);
             }
+            Ok(Event::Degraded(_)) => panic!("nothing was lost"),
             Ok(Event::Flow { .. }) => panic!("a step of a flow in the answer to another job"),
             Ok(Event::Finished(reason)) => return Outcome { ids, cached: cached.unwrap(), end: Ok(reason) },
             Err(error) => return Outcome { ids, cached: cached.unwrap_or(0), end: Err(error) },

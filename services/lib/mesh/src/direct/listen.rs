@@ -168,6 +168,7 @@ fn settings(window: u32) -> http2::Builder<TokioExecutor> {
         .initial_stream_window_size(window)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_frame_size(FRAME_BYTES)
+        .max_send_buf_size(window as usize)
         .max_header_list_size(HEADER_LIST_BYTES)
         .max_concurrent_streams(CALLS_PER_CONNECTION)
         .keep_alive_interval(KEEP_ALIVE)

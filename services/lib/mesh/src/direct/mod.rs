@@ -8,7 +8,7 @@
 //! | `listen.rs` | connections in, also those of clients from outside |
 //! | `hall.rs` | the process's listener and the instances behind it |
 //! | `line.rs`, `stream.rs` | one connection out, one call on it |
-//! | `pool.rs` | the connections to the instances of one target |
+//! | `pool.rs` | the connections to the instances of one target, or to one of them |
 
 mod hall;
 mod line;
@@ -28,7 +28,7 @@ use crate::call::lock;
 use crate::config::MeshConfig;
 use crate::error::MeshError;
 use crate::nats::{self, Connected, Node};
-use crate::target::{Named, Target};
+use crate::target::{InstanceName, Named, Target};
 use hall::Hall;
 pub(crate) use hall::Place;
 use pool::{Pool, Sent};
@@ -49,8 +49,16 @@ fn stream_window(config: &MeshConfig) -> u32 {
 pub(crate) struct Direct {
     connected: Connected,
     hall: Hall,
-    pools: Mutex<HashMap<Target, Arc<Pool>>>,
+    pools: Mutex<HashMap<Target, Pools>>,
     window: u32,
+}
+
+/// The connections that calls to one target use.
+#[derive(Default)]
+struct Pools {
+    any: Option<Arc<Pool>>,
+    /// Those of calls that only one instance may run. Instances come and go: see [`Pool::is_over`].
+    one: HashMap<InstanceName, Arc<Pool>>,
 }
 
 impl Direct {
@@ -67,22 +75,37 @@ impl Direct {
         &self.hall
     }
 
-    /// Calls an instance of `target` over its connection, or over NATS when none can be dialled.
-    pub(crate) async fn call(&self, target: &Named, request: http::Request<Body>) -> Result<http::Response<Body>, Status> {
+    /// Calls any instance of `target`, or only the one that is named, over its connection, or over NATS when it cannot be dialled.
+    pub(crate) async fn call(
+        &self,
+        target: &Named,
+        instance: Option<&InstanceName>,
+        request: http::Request<Body>,
+    ) -> Result<http::Response<Body>, Status> {
         check_metadata(request.headers())?;
-        match self.pool(target).send(request).await {
+        match self.pool(target, instance).send(request).await {
             Sent::Done(outcome) => outcome,
-            Sent::Unreachable(request) => nats::call(self.node(), target, *request).await,
+            Sent::Unreachable(request) => nats::call(self.node(), target, instance, *request).await,
         }
     }
 
-    fn pool(&self, target: &Named) -> Arc<Pool> {
+    fn pool(&self, target: &Named, instance: Option<&InstanceName>) -> Arc<Pool> {
         let mut pools = lock(&self.pools);
-        if let Some(pool) = pools.get(&*target.target) {
+        let known = pools.get(&*target.target).and_then(|pools| match instance {
+            None => pools.any.as_ref(),
+            Some(instance) => pools.one.get(instance).filter(|pool| !pool.is_over()),
+        });
+        if let Some(pool) = known {
             return pool.clone();
         }
-        let pool = Pool::new(self.node(), target, self.window);
-        pools.insert((*target.target).clone(), pool.clone());
+        let pool = Pool::new(self.node(), target, instance, self.window);
+        // So there are never more than there were instances at a time.
+        pools.values_mut().for_each(|pools| pools.one.retain(|_, pool| !pool.is_over()));
+        let own = pools.entry((*target.target).clone()).or_default();
+        match instance {
+            None => own.any = Some(pool.clone()),
+            Some(instance) => drop(own.one.insert(instance.clone(), pool.clone())),
+        }
         pool
     }
 }
@@ -95,4 +118,32 @@ fn check_metadata(headers: &http::HeaderMap) -> Result<(), Status> {
         return Err(Status::resource_exhausted(format!("metadata of {bytes} bytes does not fit {HEADER_LIST_BYTES} bytes of headers")));
     }
     Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use testkit::NatsServer;
+    use tonic::Code;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn instances_that_are_gone_leave_no_pool_behind() {
+        let broker = NatsServer::start().await;
+        let direct = Direct::connect(&broker.url(), &MeshConfig::default()).await.unwrap();
+        let targets = ["a", "b"].map(|model| Named::new(&Target::new("test", model)));
+        for number in 0..20 {
+            for target in &targets {
+                let instance = InstanceName::from(format!("gone-{number}").as_str());
+                let request = http::Request::new(Body::empty());
+                assert_eq!(direct.call(target, Some(&instance), request).await.unwrap_err().code(), Code::Unavailable);
+                // Its keeper has yet to see that there is nothing to keep.
+                let pool = direct.pool(target, Some(&instance));
+                testkit::wait_until("it to be over", std::time::Duration::from_secs(20), async || pool.is_over()).await;
+            }
+            let pools: usize = lock(&direct.pools).values().map(|pools| pools.one.len()).sum();
+            assert!(pools <= 2, "{pools} pools");
+        }
+    }
 }

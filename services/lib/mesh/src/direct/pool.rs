@@ -10,8 +10,8 @@ use tonic::Status;
 use tonic::body::Body;
 
 use super::line::Line;
-use crate::nats::{self, Located, Node};
-use crate::target::Named;
+use crate::nats::{self, Found, Located, Node};
+use crate::target::{InstanceName, Named};
 
 /// How often instances are looked for while calls are made: so late does a new one get its share.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -20,10 +20,12 @@ const IDLE_AFTER: Duration = Duration::from_secs(30);
 /// An address that could not be dialled is tried again after so long, and twice as long each time up to the limit.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// An instance that has not been found for so long is not called over a connection that is still there.
+const GONE_AFTER: Duration = Duration::from_secs(30);
 /// How many connections one call tries that end under its hands.
 const TRIES: usize = 4;
 
-/// The connections to the instances of one target.
+/// The connections to the instances of one target, or to one of them and no other.
 ///
 /// A task of its own finds and dials instances; calls take a connection from what it has published, and wait for it only when
 /// there is none.
@@ -44,6 +46,8 @@ struct Lines {
     open: Vec<Arc<Line>>,
     /// How many times instances have been looked for.
     rounds: u64,
+    /// Nobody looks any more.
+    is_over: bool,
 }
 
 /// What became of a request.
@@ -55,10 +59,23 @@ pub(super) enum Sent {
 
 impl Pool {
     /// `window` is how many bytes of a stream may be under way to a reader here.
-    pub(super) fn new(node: &Arc<Node>, target: &Named, window: u32) -> Arc<Self> {
+    pub(super) fn new(node: &Arc<Node>, target: &Named, instance: Option<&InstanceName>, window: u32) -> Arc<Self> {
         let shared = Arc::new(Shared { lines: watch::Sender::default(), calls: AtomicUsize::new(0), wanted: Notify::new() });
-        let keeper = Keeper { node: node.clone(), target: target.clone(), window, shared: shared.clone(), failed: HashMap::new() };
+        let keeper = Keeper {
+            node: node.clone(),
+            target: target.clone(),
+            instance: instance.cloned(),
+            window,
+            shared: shared.clone(),
+            failed: HashMap::new(),
+            gone_since: None,
+        };
         Arc::new(Self { keeper: tokio::spawn(keeper.run()).abort_handle(), shared })
+    }
+
+    /// Whether its one instance is gone and no call to it runs: it will never have a connection again.
+    pub(super) fn is_over(&self) -> bool {
+        self.shared.lines.borrow().is_over
     }
 
     /// Makes one call. A request that a closing connection gives back goes to another one.
@@ -86,7 +103,7 @@ impl Pool {
         let rounds = lines.borrow().rounds;
         self.shared.wanted.notify_one();
         // A round that is under way may miss an instance that has come just now; then the call goes over NATS.
-        let _ = lines.wait_for(|lines| !lines.open.is_empty() || lines.rounds > rounds).await;
+        let _ = lines.wait_for(|lines| !lines.open.is_empty() || lines.rounds > rounds || lines.is_over).await;
         self.shared.pick(turn)
     }
 }
@@ -116,10 +133,14 @@ impl Shared {
 struct Keeper {
     node: Arc<Node>,
     target: Named,
+    /// The only one to have a connection to.
+    instance: Option<InstanceName>,
     window: u32,
     shared: Arc<Shared>,
     /// Instances that could not be dialled, and when to try them again.
     failed: HashMap<Located, Retry>,
+    /// Since when the one instance takes no calls.
+    gone_since: Option<Instant>,
 }
 
 #[derive(Clone, Copy)]
@@ -134,18 +155,21 @@ impl Keeper {
         let mut seen = usize::MAX;
         loop {
             self.look(&mut drivers).await;
+            while drivers.try_join_next().is_some() {}
+            if self.gone_since.is_some() && drivers.is_empty() {
+                return self.shared.lines.send_modify(|lines| lines.is_over = true);
+            }
             // As long as calls are made there is a look now and then, otherwise when one is asked for.
             let calls = self.shared.calls.load(Ordering::Relaxed);
             let pause = if calls == seen { IDLE_AFTER } else { LOOK_EVERY };
             seen = calls;
             let _ = tokio::time::timeout(pause, self.shared.wanted.notified()).await;
-            while drivers.try_join_next().is_some() {}
         }
     }
 
     /// Looks for instances and dials those that there is no connection to.
     async fn look(&mut self, drivers: &mut JoinSet<()>) {
-        let located = nats::locate(&self.node, &self.target).await;
+        let located = self.locate().await;
         let open: HashSet<Located> = self.shared.lines.borrow().open.iter().map(|line| line.located.clone()).collect();
         self.failed.retain(|instance, _| located.contains(instance));
         let now = Instant::now();
@@ -171,7 +195,29 @@ impl Keeper {
                 Err(_) => {}
             }
         }
-        self.shared.lines.send_modify(|lines| lines.rounds += 1);
+        let is_gone = self.gone_since.is_some_and(|since| since.elapsed() >= GONE_AFTER);
+        self.shared.lines.send_modify(|lines| {
+            if is_gone {
+                lines.open.clear();
+            }
+            lines.rounds += 1;
+        });
+    }
+
+    /// The instances to have connections to.
+    async fn locate(&mut self) -> HashSet<Located> {
+        let Some(instance) = &self.instance else { return nats::locate(&self.node, &self.target).await };
+        match nats::find(&self.node, &self.target, instance).await {
+            Found::Here(located) => {
+                self.gone_since = None;
+                HashSet::from([located])
+            }
+            Found::Gone => {
+                self.gone_since.get_or_insert_with(Instant::now);
+                HashSet::new()
+            }
+            Found::Silent => HashSet::new(),
+        }
     }
 
     fn note_failure(&mut self, instance: Located, reason: &str) {

@@ -1,7 +1,7 @@
 //! Making a call over NATS.
 //!
 //! The first message is a NATS request to the target's subject, so the broker picks an instance and says at once when there is
-//! none. The first message of the response is its reply; a unary call is over with that. Everything else goes between the two
+//! none; or to the subject of the one instance that the call is for. The first message of the response is its reply; a unary call is over with that. Everything else goes between the two
 //! nodes' own subjects and may therefore overtake the reply, which is why calls number their messages.
 
 use std::future::poll_fn;
@@ -24,17 +24,22 @@ use super::flow::{Credit, Inbox};
 use super::frame::{Frame, Header, Kind, Malformed, Message};
 use super::head;
 use super::node::{Node, nobody_listens};
-use super::offer::everyone_subject;
+use super::offer::{everyone_subject, one_subject};
 use super::outgoing::{Filled, Outgoing};
 use crate::call::lock;
-use crate::local::no_instance;
-use crate::target::Named;
+use crate::local::nobody;
+use crate::target::{InstanceName, Named};
 
-/// Calls any instance of `target`.
-pub(crate) async fn call(node: &Arc<Node>, target: &Named, request: http::Request<Body>) -> Result<http::Response<Body>, Status> {
+/// Calls any instance of `target`, or only the one that is named.
+pub(crate) async fn call(
+    node: &Arc<Node>,
+    target: &Named,
+    instance: Option<&InstanceName>,
+    request: http::Request<Body>,
+) -> Result<http::Response<Body>, Status> {
     node.up().await?;
     let (parts, mut body) = request.into_parts();
-    let mut open = OpenCall::new(node, target);
+    let mut open = OpenCall::new(node, target, instance);
     let call = open.call.clone();
     let mut outgoing = Outgoing::new(node.header(Kind::Open, call.id), call.credit.clone());
     outgoing.head(node.max_payload(), |buffer| head::encode_request(buffer, parts.uri.path(), &parts.headers))?;
@@ -53,7 +58,7 @@ pub(crate) async fn call(node: &Arc<Node>, target: &Named, request: http::Reques
         reply = node.client.send_request(open.subject.clone(), request) => reply,
         status = poll_fn(|cx| call.response.poll_failed(cx)) => return Err(status),
     };
-    open.take_reply(reply)?;
+    open.take_reply(reply, instance)?;
     let (head, _) = poll_fn(|cx| call.response.poll_next(cx, open.window)).await?;
     let Frame::Head(head) = head else {
         return Err(Malformed("a response begins without a head").into());
@@ -73,7 +78,8 @@ struct OpenCall {
 }
 
 impl OpenCall {
-    fn new(node: &Arc<Node>, target: &Named) -> Self {
+    fn new(node: &Arc<Node>, target: &Named, instance: Option<&InstanceName>) -> Self {
+        let subject = instance.map_or_else(|| Subject::from(&*target.subject), |instance| one_subject(target, instance));
         let mut made = lock(&node.made);
         let window = node.window(made.len() + 1);
         let call = Arc::new(ClientCall {
@@ -86,7 +92,7 @@ impl OpenCall {
         });
         made.insert(call.id, call.clone());
         drop(made);
-        Self { node: node.clone(), call, subject: Subject::from(&*target.subject), window, sent: false, sending: None }
+        Self { node: node.clone(), call, subject, window, sent: false, sending: None }
     }
 
     /// Sends the rest of the request from a task of its own, as soon as it is known to whom.
@@ -110,14 +116,14 @@ impl OpenCall {
         self.sending = Some(tokio::spawn(send).abort_handle());
     }
 
-    fn take_reply(&self, reply: Result<async_nats::Message, RequestError>) -> Result<(), Status> {
+    fn take_reply(&self, reply: Result<async_nats::Message, RequestError>, instance: Option<&InstanceName>) -> Result<(), Status> {
         match reply {
             Ok(reply) => {
                 self.call.response.forget_reader();
                 self.call.receive(Message::decode(reply.payload)?);
                 Ok(())
             }
-            Err(error) if nobody_listens(&error) => Err(no_instance(&self.call.target.target)),
+            Err(error) if nobody_listens(&error) => Err(nobody(&self.call.target.target, instance)),
             Err(error) => Err(Status::unavailable(format!("the request cannot be sent: {error}"))),
         }
     }

@@ -65,13 +65,18 @@ pub(crate) enum Kind {
     Probe = 4,
     /// "Who runs these calls of mine?", to all instances of a target; each answers in kind.
     Who = 5,
-    /// "Who takes calls?", to all instances of a target; each that does answers in kind.
+    /// "Who takes calls?", to all instances of a target; each that does answers in kind. Or "do you?", to one of them.
     Locate = 6,
     /// Nothing: only counts as a message.
     Void = 7,
 }
 
 impl Kind {
+    /// What a message says it is about, before it is decoded.
+    pub(crate) fn of(payload: &[u8]) -> Option<Self> {
+        payload.get(1).copied().and_then(Self::from_byte)
+    }
+
     fn from_byte(byte: u8) -> Option<Self> {
         [Self::Open, Self::ToServer, Self::ToClient, Self::Probe, Self::Who, Self::Locate, Self::Void]
             .into_iter()

@@ -154,6 +154,11 @@ impl Node {
         tokio::time::timeout(RECONNECT_WAIT, back).await.map_err(|_| Status::unavailable("there is no connection to nats-server"))
     }
 
+    /// Resolves when the connection was lost after it had been lost `epoch` times.
+    pub(crate) async fn lost_after(&self, epoch: u32) {
+        self.link.wait_for(|| self.epoch() != epoch).await;
+    }
+
     /// Ends all calls: what was under way is lost, on both sides.
     fn fail_all(&self) {
         let status = Status::unavailable("the connection to nats-server was lost");
@@ -272,7 +277,7 @@ async fn connect(url: &str, link: &Arc<Link>) -> Result<Client, MeshError> {
 async fn watch_link(node: Arc<Node>) {
     let mut seen = 0;
     loop {
-        node.link.wait_for(|| node.epoch() != seen).await;
+        node.lost_after(seen).await;
         seen = node.epoch();
         node.fail_all();
     }

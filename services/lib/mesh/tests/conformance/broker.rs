@@ -14,7 +14,7 @@ use tonic::Code;
 
 use crate::basics::{ask, blobs};
 use crate::generated::conformance_client::ConformanceClient;
-use crate::generated::{Ask, End};
+use crate::generated::{Ask, Blob, End};
 use crate::service::{Service, Watch};
 use crate::world::{LIMIT, Over, World};
 
@@ -25,6 +25,7 @@ conformance! { [Nats NatsShort Direct]
 
 conformance! { [Direct]
     an_address_that_cannot_be_dialled_is_no_obstacle calls_go_over_the_connection_and_not_over_nats
+    a_pinned_stream_outlives_a_restart_of_nats_server
     a_client_from_outside_needs_no_mesh
 }
 
@@ -36,9 +37,10 @@ async fn an_address_that_cannot_be_dialled_is_no_obstacle(over: Over) {
     for address in wrong {
         let bind = Some("127.0.0.1:0".parse().unwrap());
         let world = World::with(over, |config| MeshConfig { advertise: Some(address), bind, ..config }).await;
-        let _serving = world.serve(&Service::named("a")).await;
+        let serving = world.serve(&Service::named("a")).await;
         for _ in 0..3 {
             assert_eq!(world.client().unary(ask(b"x")).await.unwrap().into_inner().instance, "a");
+            assert_eq!(world.client_to(serving.instance()).unary(ask(b"x")).await.unwrap().into_inner().instance, "a");
         }
         assert_eq!(world.client().upload(stream::iter(blobs(100, 1000))).await.unwrap().into_inner().count, 100);
     }
@@ -46,13 +48,35 @@ async fn an_address_that_cannot_be_dialled_is_no_obstacle(over: Over) {
 
 async fn calls_go_over_the_connection_and_not_over_nats(over: Over) {
     let mut world = World::new(over).await;
-    let _serving = world.serve(&Service::named("a")).await;
-    let mut client = world.client();
-    client.unary(ask(b"x")).await.unwrap();
-    world.broker.as_mut().unwrap().kill();
-    for _ in 0..3 {
+    let serving = world.serve(&Service::named("a")).await;
+    let mut clients = [world.client(), world.client_to(serving.instance())];
+    for client in &mut clients {
         client.unary(ask(b"x")).await.unwrap();
     }
+    world.broker.as_mut().unwrap().kill();
+    for _ in 0..3 {
+        for client in &mut clients {
+            client.unary(ask(b"x")).await.unwrap();
+        }
+    }
+}
+
+async fn a_pinned_stream_outlives_a_restart_of_nats_server(over: Over) {
+    let mut world = World::new(over).await;
+    let serving = world.serve(&Service::named("a")).await;
+    let (sender, receiver) = tokio::sync::mpsc::channel(1);
+    let requests = tokio_stream::wrappers::ReceiverStream::new(receiver);
+    let mut answers = world.client_to(serving.instance()).chat(requests).await.unwrap().into_inner();
+    for number in 0..3 {
+        sender.send(Blob { number, ..Blob::default() }).await.unwrap();
+        assert_eq!(answers.message().await.unwrap().unwrap().number, number);
+        let broker = world.broker.as_mut().unwrap();
+        broker.kill();
+        broker.restart().await;
+        wait_until("the instance to be found again", LIMIT, async || world.calling.is_served(&world.target).await).await;
+    }
+    drop(sender);
+    assert_eq!(answers.message().await.unwrap(), None);
 }
 
 async fn a_client_from_outside_needs_no_mesh(over: Over) {

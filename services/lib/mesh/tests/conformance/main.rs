@@ -12,8 +12,10 @@ mod service;
 
 mod basics;
 mod broker;
+mod bucket;
 mod control;
 mod limits;
+mod pinned;
 mod processes;
 mod scale;
 

@@ -19,7 +19,7 @@ use crate::world::{LIMIT, Over, World, config};
 
 conformance! { [Nats NatsShort Direct]
     a_killed_server_fails_its_calls_and_is_replaced a_killed_server_is_not_missed_when_another_is_there
-    a_killed_caller_leaves_no_handler_behind
+    a_killed_caller_leaves_no_handler_behind a_killed_instance_fails_the_calls_to_it_and_no_other_gets_them
 }
 
 const ROLE: &str = "CONFORMANCE_ROLE";
@@ -148,6 +148,42 @@ async fn a_killed_server_is_not_missed_when_another_is_there(over: Over) {
         in_a_row == 50
     })
     .await;
+}
+
+async fn a_killed_instance_fails_the_calls_to_it_and_no_other_gets_them(over: Over) {
+    let world = World::new(over).await;
+    let bystander = Service::named("stays");
+    let stays = world.serve(&bystander).await;
+    for _ in 0..3 {
+        let mut other = Other::start(&world, "serve");
+        let mut found = None;
+        wait_until("the other process to serve", LIMIT, async || {
+            found = world.calling.instances(&world.target).await.into_iter().find(|instance| instance != stays.instance());
+            found.is_some()
+        })
+        .await;
+        let instance = found.unwrap();
+        let mut client = world.client_to(&instance);
+        assert_eq!(client.unary(ask(b"x")).await.unwrap().into_inner().instance, "other");
+        let (sender, receiver) = tokio::sync::mpsc::channel(4);
+        let mut answers = client.chat(tokio_stream::wrappers::ReceiverStream::new(receiver)).await.unwrap().into_inner();
+        for blob in blobs(100, 1000) {
+            sender.send(blob).await.unwrap();
+            assert_eq!(answers.message().await.unwrap().unwrap().instance, "other");
+        }
+        let mut caller = client.clone();
+        let waiting = tokio::spawn(async move { caller.unary(Ask { end: End::Hang.into(), ..Ask::default() }).await });
+        client.unary(ask(b"x")).await.unwrap();
+        other.kill();
+        assert_eq!(answers.message().await.unwrap_err().code(), Code::Unavailable);
+        assert_eq!(waiting.await.unwrap().unwrap_err().code(), Code::Unavailable);
+        for _ in 0..3 {
+            assert_eq!(client.unary(ask(b"x")).await.unwrap_err().code(), Code::Unavailable);
+        }
+        wait_until("it to be listed no more", LIMIT, async || world.calling.instances(&world.target).await.iter().eq([stays.instance()]))
+            .await;
+    }
+    assert_eq!(Watch::count(&bystander.watch.started), 0);
 }
 
 async fn a_killed_caller_leaves_no_handler_behind(over: Over) {

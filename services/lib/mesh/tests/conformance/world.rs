@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mesh::{Mesh, MeshConfig, Routes, Serving, Target};
+use mesh::{InstanceName, Mesh, MeshConfig, Routes, Serving, Target};
 use testkit::{NatsOptions, NatsServer};
 
 use crate::generated::conformance_client::ConformanceClient;
@@ -39,7 +39,8 @@ impl World {
     /// A world whose serving side is configured otherwise.
     pub async fn with(over: Over, adapt: impl Fn(MeshConfig) -> MeshConfig) -> Self {
         let max_payload = (over == Over::NatsShort).then_some(64 << 10);
-        let broker = if over == Over::InProcess { None } else { Some(NatsServer::start_with(NatsOptions { max_payload }).await) };
+        let options = NatsOptions { max_payload, ..NatsOptions::default() };
+        let broker = if over == Over::InProcess { None } else { Some(NatsServer::start_with(options).await) };
         let url = broker.as_ref().map(NatsServer::url).unwrap_or_default();
         let config = config(over, &url);
         let serving = Mesh::connect(&adapt(config.clone())).await.expect("the serving side joins");
@@ -59,9 +60,12 @@ impl World {
     }
 
     pub fn client(&self) -> Client {
-        ConformanceClient::new(self.calling.channel(&self.target))
-            .max_decoding_message_size(mesh::MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(mesh::MAX_MESSAGE_BYTES)
+        client(self.calling.channel(&self.target))
+    }
+
+    /// Calls to one instance of the target.
+    pub fn client_to(&self, instance: &InstanceName) -> Client {
+        client(self.calling.channel_to(&self.target, instance))
     }
 
     /// One more process's place in the mesh; in-process there is but one.
@@ -75,6 +79,10 @@ impl World {
     pub fn url(&self) -> String {
         self.broker.as_ref().map(NatsServer::url).unwrap_or_default()
     }
+}
+
+fn client(channel: mesh::Channel) -> Client {
+    ConformanceClient::new(channel).max_decoding_message_size(mesh::MAX_MESSAGE_BYTES).max_encoding_message_size(mesh::MAX_MESSAGE_BYTES)
 }
 
 pub fn config(over: Over, url: &str) -> MeshConfig {
