@@ -79,12 +79,13 @@ pub fn offer(model: &str, engine: Arc<Engine>, fleet: Option<Arc<Fleet>>) -> Off
     let complete = fleet.as_ref().map(|fleet| fleet.complete());
     let server = LanguageServer::new(Server::new(Stage::new(model, engine.clone(), fleet)));
     let server = server.max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES);
-    let routes = Routes::new().service(server).reflection(proto::FILE_DESCRIPTOR_SET);
+    // Shares its health with what is offered, but not the server: engine and streams to experts end when the offer does.
+    let health = Routes::new();
     if let Some(complete) = complete {
-        tokio::spawn(follow(complete, engine.stopped(), routes.clone()));
+        tokio::spawn(follow(complete, engine.stopped(), health.clone()));
     }
-    tokio::spawn(report(model.to_owned(), Arc::downgrade(&engine), engine.stopped(), routes.clone()));
-    Offer { target: Target::new("language", model), routes }
+    tokio::spawn(report(model.to_owned(), Arc::downgrade(&engine), engine.stopped(), health.clone()));
+    Offer { target: Target::new("language", model), routes: health.service(server).reflection(proto::FILE_DESCRIPTOR_SET) }
 }
 
 /// Load one of `models` models, with its share of the memory for KV caches.
@@ -135,7 +136,8 @@ async fn report(model: String, engine: Weak<Engine>, stopped: impl Future<Output
         }
     };
     tokio::select! {
-        () = stopped => tracing::warn!(model, "the engine has stopped"),
+        // Not when it has been let go of.
+        () = stopped => if engine.strong_count() > 0 { tracing::warn!(model, "the engine has stopped") },
         () = gauges => {}
     }
     routes.set_serving(false);

@@ -12,7 +12,7 @@ use placement::{ExpertRange, Manifest};
 use proto::v1;
 use proto::v1::expert_reply::Reply;
 use proto::v1::experts_client::ExpertsClient;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
@@ -35,6 +35,8 @@ const RETRY: Duration = Duration::from_secs(1);
 pub(super) struct Keeper {
     mesh: Mesh,
     fleet: Weak<Fleet>,
+    /// Wakes the keeper before its time.
+    wanted: Arc<Notify>,
     entries: watch::Receiver<Arc<BTreeMap<String, Bytes>>>,
     replicas: HashMap<InstanceName, Arc<Replica>>,
     /// How many looks in a row have missed a replica.
@@ -58,26 +60,30 @@ enum News {
 impl Keeper {
     pub fn new(mesh: Mesh, fleet: &Arc<Fleet>, entries: watch::Receiver<Arc<BTreeMap<String, Bytes>>>) -> Self {
         let (replicas, missed, opening, streams) = (HashMap::new(), HashMap::new(), BTreeSet::new(), JoinSet::new());
-        Self { mesh, fleet: Arc::downgrade(fleet), entries, replicas, missed, opening, streams, news: mpsc::channel(64) }
+        let wanted = fleet.wanted.clone();
+        Self { mesh, fleet: Arc::downgrade(fleet), wanted, entries, replicas, missed, opening, streams, news: mpsc::channel(64) }
     }
 
     pub async fn run(mut self) {
         let mut soon = tokio::time::Instant::now();
         loop {
-            let Some(fleet) = self.fleet.upgrade() else { return };
-            tokio::select! {
-                () = tokio::time::sleep_until(soon) => {}
-                () = fleet.wanted.notified() => {}
+            // The fleet is not held meanwhile: whoever lets go of it ends its streams.
+            let news = tokio::select! {
+                () = tokio::time::sleep_until(soon) => None,
+                () = self.wanted.notified() => None,
                 changed = self.entries.changed() => {
                     // An error means that the mesh is gone: what is known stays, and is looked for as before.
                     if changed.is_err() {
                         tokio::time::sleep_until(soon).await;
                     }
+                    None
                 }
-                Some(news) = self.news.1.recv() => {
-                    self.hear(&fleet, news);
-                    continue;
-                }
+                news = self.news.1.recv() => news,
+            };
+            let Some(fleet) = self.fleet.upgrade() else { return };
+            if let Some(news) = news {
+                self.hear(&fleet, news);
+                continue;
             }
             self.look(&fleet).await;
             let pause = if *fleet.complete.borrow() { LOOK_EVERY } else { LOOK_SOON };

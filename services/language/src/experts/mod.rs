@@ -52,7 +52,7 @@ pub struct Fleet {
     manifest: RwLock<Manifest>,
     delays: Delays,
     /// Wakes the keeper before its time.
-    wanted: Notify,
+    wanted: Arc<Notify>,
     /// Batches sent to replicas so far.
     turn: AtomicU64,
     complete: watch::Sender<bool>,
@@ -102,7 +102,7 @@ impl Fleet {
             encoding,
             manifest: RwLock::default(),
             delays: Delays::default(),
-            wanted: Notify::new(),
+            wanted: Arc::new(Notify::new()),
             turn: AtomicU64::new(1),
             complete: watch::Sender::new(false),
             drive,
