@@ -55,19 +55,19 @@ impl Registry {
 
     /// Starts `request` on one of the target's instances, each in its turn, or on the one that is named.
     pub(crate) fn call(&self, target: &Target, name: Option<&InstanceName>, request: http::Request<Body>) -> Result<Call, Status> {
-        let instance = self.pick(target, name).ok_or_else(|| nobody(target, name))?;
+        let served = self.served.read().unwrap_or_else(PoisonError::into_inner);
+        let instance = served.get(target).and_then(|instances| self.pick(instances, name)).ok_or_else(|| nobody(target, name))?;
+        // Begun while the list is held: an instance that leaves it afterwards waits for the call.
         Ok(call::start(&instance.table, &instance.gate, request))
     }
 
-    fn pick(&self, target: &Target, name: Option<&InstanceName>) -> Option<Arc<Instance>> {
-        let served = self.served.read().unwrap_or_else(PoisonError::into_inner);
-        let instances = served.get(target)?;
+    fn pick<'s>(&self, instances: &'s [Served], name: Option<&InstanceName>) -> Option<&'s Instance> {
         let place = match name {
             Some(name) => instances.iter().position(|(other, _)| other == name)?,
             None if instances.len() == 1 => 0,
             None => self.turn.fetch_add(1, Ordering::Relaxed) % instances.len(),
         };
-        Some(instances[place].1.clone())
+        instances.get(place).map(|(_, instance)| instance.as_ref())
     }
 
     /// The bucket of this name, empty at first.
