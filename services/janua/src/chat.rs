@@ -10,7 +10,7 @@ use crate::Failure;
 use crate::client::{Door, Events, ServerFlags};
 use crate::events;
 use crate::repl;
-use crate::request::{self, ConstraintFlags, SamplingFlags};
+use crate::request::{self, SamplingFlags};
 use crate::terminal::{self, DIM, MARK, paint};
 
 /// Ask a model: one question, what stands on the standard input, or a conversation on a terminal
@@ -39,8 +39,6 @@ pub struct Chat {
     pub json: bool,
     #[command(flatten)]
     pub sampling: SamplingFlags,
-    #[command(flatten)]
-    pub constraint: ConstraintFlags,
     #[command(flatten)]
     pub server: ServerFlags,
 }
@@ -71,13 +69,8 @@ async fn ask_once(flags: &Chat, door: &Door, mut parts: Vec<v1::Part>, prompt: S
         messages.push(request::message(v1::Role::User, parts));
         request::chat(messages)
     };
-    let mut stream = door.generate(input, v1::OutputKind::Text, Some(sampling(flags)?), None).await?;
+    let mut stream = door.generate(input, v1::OutputKind::Text, Some(flags.sampling.message()?), None).await?;
     if flags.json { print_json(&mut stream).await } else { print_text(&mut stream, flags.sampling.n.unwrap_or(1)).await.map(drop) }
-}
-
-/// How the answer is drawn, and what it must look like.
-pub fn sampling(flags: &Chat) -> Result<v1::Sampling, Failure> {
-    Ok(v1::Sampling { constraint: flags.constraint.message()?, ..flags.sampling.message() })
 }
 
 /// The system message, if one was given.

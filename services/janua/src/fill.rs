@@ -9,7 +9,7 @@ use proto::v1::generate_response::Event;
 use crate::Failure;
 use crate::chat::{print_json, print_text};
 use crate::client::{Door, Events, ServerFlags};
-use crate::request::{ConstraintFlags, SamplingFlags};
+use crate::request::SamplingFlags;
 use crate::terminal;
 
 /// Fill the gap in a text or program, with a model that was trained to (Coder-V2-Lite base)
@@ -40,15 +40,13 @@ pub struct Fill {
     #[command(flatten)]
     pub sampling: SamplingFlags,
     #[command(flatten)]
-    pub constraint: ConstraintFlags,
-    #[command(flatten)]
     pub server: ServerFlags,
 }
 
 /// Runs `janua fill`.
 pub async fn run(flags: Fill) -> Result<(), Failure> {
     let (prefix, suffix) = around(&flags)?;
-    let sampling = v1::Sampling { constraint: flags.constraint.message()?, ..flags.sampling.message() };
+    let sampling = flags.sampling.message()?;
     let door = Door::open(&flags.server).await?;
     let input = Input::Fim(v1::FillInTheMiddle { prefix: prefix.clone(), suffix: suffix.clone() });
     let mut stream = door.generate(input, v1::OutputKind::Text, Some(sampling), None).await?;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use proto::v1;
 
 use crate::Failure;
-use crate::chat::{Chat, print_json, print_text, sampling, system};
+use crate::chat::{Chat, print_json, print_text, system};
 use crate::client::Door;
 use crate::request;
 use crate::terminal::{self, DIM, MARK, paint};
@@ -59,7 +59,7 @@ async fn answer(flags: &Chat, door: &Door, messages: &[v1::Message]) -> Result<O
     let input = request::chat(messages.to_vec());
     let choices = flags.sampling.n.unwrap_or(1);
     let print = async {
-        let mut stream = door.generate(input, v1::OutputKind::Text, Some(sampling(flags)?), None).await?;
+        let mut stream = door.generate(input, v1::OutputKind::Text, Some(flags.sampling.message()?), None).await?;
         if flags.json {
             return print_json(&mut stream).await.map(|()| None);
         }

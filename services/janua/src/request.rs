@@ -46,12 +46,14 @@ pub struct SamplingFlags {
     /// Answer without the experts of a shard that is not running, rather than not at all
     #[arg(long)]
     pub allow_expert_loss: bool,
+    #[command(flatten)]
+    pub constraint: ConstraintFlags,
 }
 
 impl SamplingFlags {
     /// The message for the wire.
-    pub fn message(&self) -> v1::Sampling {
-        v1::Sampling {
+    pub fn message(&self) -> Result<v1::Sampling, Failure> {
+        Ok(v1::Sampling {
             temperature: self.temperature,
             top_p: self.top_p,
             top_k: self.top_k,
@@ -63,8 +65,9 @@ impl SamplingFlags {
             ignore_eos: self.ignore_eos,
             allow_expert_loss: self.allow_expert_loss,
             n: self.n,
+            constraint: self.constraint.message()?,
             ..v1::Sampling::default()
-        }
+        })
     }
 }
 

@@ -197,7 +197,7 @@ impl Work {
     }
 
     fn call(&self, fleet: &Fleet) {
-        let rows = Rows { values: &self.rows, width: HIDDEN };
+        let rows = Rows { values: self.rows.clone(), width: HIDDEN };
         let mixture = fleet.dispatch(LAYER, rows, &self.shares, &self.may_lose).unwrap()().unwrap();
         assert_eq!(mixture.terms.len(), self.shares.len());
     }

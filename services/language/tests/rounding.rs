@@ -46,7 +46,7 @@ async fn errors(name: &str, encoding: Encoding) -> Vec<f64> {
     let compare = |layer: &usize| {
         let outputs = whole.compute(*layer, x.clone(), &shares).unwrap();
         let expected = sum(shape.hidden, shares.iter().zip(&outputs).map(|(share, values)| (&share.rows, &share.weights, values)));
-        let mixture = fleet.dispatch(*layer, Rows { values: &x, width: shape.hidden }, &shares, &[false; ROWS]).unwrap()().unwrap();
+        let mixture = fleet.dispatch(*layer, Rows { values: x.clone(), width: shape.hidden }, &shares, &[false; ROWS]).unwrap()().unwrap();
         let found = sum(shape.hidden, mixture.terms.iter().map(|term| (&term.rows, &term.weights, &term.values)));
         let square = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>();
         let error = square(&mut found.iter().zip(&expected).map(|(a, b)| f64::from(a - b)));

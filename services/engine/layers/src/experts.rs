@@ -72,19 +72,13 @@ impl<B: Backend> Experts<B> for LocalExperts<B> {
 pub trait RemoteExperts: Send + Sync {
     /// As [`Experts::dispatch`], for experts of layer `layer` and with rows `x` of `width` numbers. A share that nobody can compute is an
     /// [`EngineError::Unavailable`], unless every row in it may lose an expert.
-    fn dispatch<'a>(
-        &'a self,
-        layer: usize,
-        x: Rows<'_>,
-        shares: &'a [Share],
-        may_lose: &[bool],
-    ) -> Result<Combine<'a, Vec<f32>>, EngineError>;
+    fn dispatch<'a>(&'a self, layer: usize, x: Rows, shares: &'a [Share], may_lose: &[bool]) -> Result<Combine<'a, Vec<f32>>, EngineError>;
 }
 
 /// Numbers on the host, row-major.
-#[derive(Debug, Clone, Copy)]
-pub struct Rows<'a> {
-    pub values: &'a [f32],
+#[derive(Debug, Clone)]
+pub struct Rows {
+    pub values: Vec<f32>,
     pub width: usize,
 }
 
@@ -99,7 +93,7 @@ pub(crate) struct Elsewhere<B: Backend> {
 impl<B: Backend> Experts<B> for Elsewhere<B> {
     fn dispatch<'a>(&'a self, x: &'a B::Tensor, shares: &'a [Share], may_lose: &'a [bool]) -> Result<Combine<'a, B::Tensor>, EngineError> {
         let values = self.backend.download(x)?;
-        let combine = self.remote.dispatch(self.layer, Rows { values: &values, width: self.hidden }, shares, may_lose)?;
+        let combine = self.remote.dispatch(self.layer, Rows { values, width: self.hidden }, shares, may_lose)?;
         Ok(Box::new(move || {
             let Mixture { terms, lost } = combine()?;
             let upload = |Term { rows, weights, values }| Ok(Term { rows, weights, values: self.backend.upload(values, self.hidden)? });

@@ -16,8 +16,8 @@ pub(super) struct Packed {
 }
 
 impl Packed {
-    pub fn new(rows: Rows<'_>, encoding: Encoding) -> Self {
-        Self { rows: activations::pack(rows.values.to_vec(), rows.width, encoding), width: rows.width, encoding }
+    pub fn new(rows: Rows, encoding: Encoding) -> Self {
+        Self { rows: activations::pack(rows.values, rows.width, encoding), width: rows.width, encoding }
     }
 
     pub fn width(&self) -> usize {

@@ -187,13 +187,7 @@ impl Fleet {
 }
 
 impl RemoteExperts for Fleet {
-    fn dispatch<'a>(
-        &'a self,
-        layer: usize,
-        x: Rows<'_>,
-        shares: &'a [Share],
-        may_lose: &[bool],
-    ) -> Result<Combine<'a, Vec<f32>>, EngineError> {
+    fn dispatch<'a>(&'a self, layer: usize, x: Rows, shares: &'a [Share], may_lose: &[bool]) -> Result<Combine<'a, Vec<f32>>, EngineError> {
         let step = Step::begin(self, layer, x, shares, may_lose)?;
         Ok(Box::new(move || step.finish()))
     }

@@ -68,7 +68,7 @@ enum State {
 
 impl<'a> Step<'a> {
     /// Sends every share on its way.
-    pub fn begin(fleet: &'a Fleet, layer: usize, rows: Rows<'_>, shares: &'a [Share], may_lose: &[bool]) -> Result<Self, EngineError> {
+    pub fn begin(fleet: &'a Fleet, layer: usize, rows: Rows, shares: &'a [Share], may_lose: &[bool]) -> Result<Self, EngineError> {
         let rows = Packed::new(rows, fleet.encoding);
         let may_lose = may_lose.to_vec();
         let begun = Instant::now();
